@@ -1,0 +1,1 @@
+"""Runs tasks; knows no science and no BIDS."""

@@ -1,0 +1,1 @@
+"""Recipes: tidy tables in, frozen results out."""

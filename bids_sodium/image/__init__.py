@@ -1,0 +1,1 @@
+"""From image to a number with a unit."""

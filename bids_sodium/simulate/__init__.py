@@ -1,0 +1,1 @@
+"""Truth: digital heads, acquisitions and cohorts."""

@@ -1,0 +1,1 @@
+"""Statistics: arrays and small data frames in, frozen results out."""

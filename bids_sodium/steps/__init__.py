@@ -1,0 +1,1 @@
+"""Read, one pure call, write: the stages of the participant level."""

@@ -1,0 +1,1 @@
+"""What a voxel is made of: segmentation, filling, regions, partial volume."""
