@@ -1,0 +1,347 @@
+"""What a group study hands out: `Study`, its `Analysis` parts, and the `Ledger` that fills and checks their rows.
+
+A row of results is an estimate with its standard error, interval, p value and where it came from
+(`bids_sodium.core.tables.GROUP_RESULT`). No table leaves before `check_rows` has found every estimate inside its
+interval, every p value in [0, 1] and no p value that contradicts its interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bids_sodium.core.errors import DataError, EstimationError, InternalError
+from bids_sodium.core.tables import GROUP_RESULT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Analysis", "Ledger", "Study", "check_rows", "empty_results", "listing", "plural", "taken"]
+
+_TEXT = frozenset({"analysis", "model", "subset", "outcome", "term", "method", "note"})
+_NUMBERS = tuple(name for name in GROUP_RESULT.names if name not in _TEXT)
+_SLACK = 1e-7  # relative rounding that a limit or a p value may carry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """One analysis of a study.
+
+    Parameters
+    ----------
+    name : str
+        Short name; the table is written as ``group_<name>.tsv``.
+    title : str
+        Heading of the report.
+    results : pandas.DataFrame
+        Rows with the columns of `GROUP_RESULT`; empty where the analysis was left out.
+    data : mapping of str to pandas.DataFrame
+        Points, curves, bands and layout tables that the figures need, by key; each is written as
+        ``group_<name>_<key>.tsv``. The key ``left_out`` lists parts that could not be computed.
+    left_out : str
+        Why the whole analysis was left out, empty where it was done.
+    text : str
+        One sentence for the methods section.
+    """
+
+    name: str
+    title: str
+    results: pd.DataFrame
+    data: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    left_out: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """All analyses of one study, in the order of the report.
+
+    Parameters
+    ----------
+    study : str
+        ``stroke`` or ``ms``.
+    analyses : tuple of Analysis
+        Those done and those left out.
+    """
+
+    study: str
+    analyses: tuple[Analysis, ...]
+
+    def __getitem__(self, name: str) -> Analysis:
+        """Return the analysis of that name.
+
+        Raises
+        ------
+        KeyError
+            If the study has none of that name.
+        """
+        for analysis in self.analyses:
+            if analysis.name == name:
+                return analysis
+        raise KeyError(name)
+
+    @property
+    def left_out(self) -> pd.DataFrame:
+        """Everything that could not be computed: columns ``analysis``, ``part``, ``reason``."""
+        import pandas as pd
+
+        rows: list[tuple[str, str, str]] = []
+        for analysis in self.analyses:
+            if analysis.left_out:
+                rows.append((analysis.name, "", analysis.left_out))
+            elif "left_out" in analysis.data:
+                parts = analysis.data["left_out"]
+                rows += [
+                    (analysis.name, str(part), str(reason))
+                    for part, reason in zip(parts["part"], parts["reason"], strict=True)
+                ]
+        return pd.DataFrame(rows, columns=["analysis", "part", "reason"])
+
+
+def empty_results() -> pd.DataFrame:
+    """Return a table with the columns of `GROUP_RESULT` and no row.
+
+    Examples
+    --------
+    >>> len(empty_results())
+    0
+    """
+    return _frame([])
+
+
+def _frame(rows: list[dict[str, Any]], extra: tuple[str, ...] = ()) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=[*GROUP_RESULT.names, *extra])
+    for name in (*_NUMBERS, *extra):
+        frame[name] = frame[name].astype(float)
+    for name in _TEXT:
+        frame[name] = ["" if pd.isna(value) else str(value) for value in frame[name]]
+    return frame
+
+
+def check_rows(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Return the table if every row agrees with itself.
+
+    Checked: standard errors, degrees of freedom and counts are not negative; p values lie in [0, 1] and an adjusted
+    one is not below its raw one; ``ci_low <= estimate <= ci_high``; and, where the table has a column ``null``
+    (the value that the p value tests), ``p < 1 - confidence`` exactly when the interval leaves ``null`` out.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows with the columns of `GROUP_RESULT`, optionally ``null``: the value tested, NaN where p value and interval
+        come from different procedures and need not agree.
+    confidence : float
+        Level of the intervals.
+
+    Raises
+    ------
+    InternalError
+        With the first row that fails and what is wrong with it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> check_rows(pd.DataFrame([{"term": "a", "estimate": 1.0, "ci_low": 0.5, "ci_high": 1.5, "p": 0.01}])).shape
+    (1, 5)
+    """
+    for record in table.to_dict("records"):
+        row = {str(key): value for key, value in record.items()}
+        problem = _problem(row, 1.0 - confidence)
+        if problem:
+            name = " / ".join(
+                str(row[key]) for key in ("analysis", "model", "subset", "outcome", "term") if row.get(key)
+            )
+            raise InternalError(problem, where=name, hint="report this with the table of the participants' rows")
+    return table
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    value = row.get(key)
+    return math.nan if value is None else float(value)
+
+
+def _problem(row: Mapping[str, Any], alpha: float) -> str:
+    for key in ("se", "df", "n"):
+        if _number(row, key) < 0:
+            return f"{key} is {_number(row, key):.6g}"
+    p, adjusted = _number(row, "p"), _number(row, "p_adjusted")
+    for key, value in (("p", p), ("p_adjusted", adjusted)):
+        if not (math.isnan(value) or 0.0 <= value <= 1.0):
+            return f"{key} is {value:.6g}"
+    if adjusted < p - _SLACK:
+        return f"adjusted p {adjusted:.6g} is below p {p:.6g}"
+    return _interval_problem(row, alpha)
+
+
+def _interval_problem(row: Mapping[str, Any], alpha: float) -> str:
+    estimate, low, high = (_number(row, key) for key in ("estimate", "ci_low", "ci_high"))
+    if math.isnan(low) and math.isnan(high):
+        return ""
+    low, high = (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
+    finite = [abs(v) for v in (estimate, low, high) if math.isfinite(v)]
+    slack = _SLACK * max(finite, default=0.0)
+    if not low - slack <= estimate <= high + slack:
+        return f"estimate {estimate:.6g} lies outside its interval {low:.6g} to {high:.6g}"
+    p, null = _number(row, "p"), _number(row, "null")
+    if math.isnan(p) or math.isnan(null) or abs(p - alpha) < 1e-6:
+        return ""
+    outside = null < low - slack or null > high + slack
+    on_edge = min(abs(null - low), abs(null - high)) <= slack
+    if not on_edge and outside != (p < alpha):
+        side = "excludes" if outside else "includes"
+        return f"p is {p:.6g} but the interval {low:.6g} to {high:.6g} {side} {null:g}"
+    return ""
+
+
+class Ledger:
+    """Collect the rows of one analysis, check them, and keep a list of what could not be computed.
+
+    Parameters
+    ----------
+    name, title : str
+        Those of the analysis.
+    confidence : float
+        Level of all its intervals.
+
+    Examples
+    --------
+    >>> ledger = Ledger("volumes", "Volumes")
+    >>> with ledger.part("ratio"):
+    ...     raise EstimationError("2 pairs; 3 are needed")
+    >>> analysis = ledger.close()
+    >>> analysis.left_out
+    'ratio: 2 pairs; 3 are needed'
+    """
+
+    __slots__ = ("_missing", "_rows", "confidence", "name", "title")
+
+    def __init__(self, name: str, title: str, *, confidence: float = 0.95) -> None:
+        self.name, self.title, self.confidence = name, title, confidence
+        self._rows: list[dict[str, Any]] = []
+        self._missing: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        """Return the number of rows so far."""
+        return len(self._rows)
+
+    def add(self, **values: Any) -> None:
+        """Add a row; keywords are columns of `GROUP_RESULT`, and ``null``, the value that its p value tests.
+
+        Raises
+        ------
+        InternalError
+            If a keyword is no column.
+        """
+        unknown = set(values) - {*GROUP_RESULT.names, "null"}
+        if unknown:
+            raise InternalError(f"no column named {', '.join(sorted(unknown))}", where=self.name)
+        self._rows.append({"analysis": self.name, **values})
+
+    def skip(self, part: str, reason: str) -> None:
+        """Note that a part could not be computed."""
+        self._missing.append((part, reason))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Run the block; where the data do not allow it, note the reason and drop the rows it had begun.
+
+        Parameters
+        ----------
+        name : str
+            The part, for the list of what was left out.
+        """
+        before = len(self._rows)
+        try:
+            yield
+        except (DataError, EstimationError, np.linalg.LinAlgError) as error:
+            del self._rows[before:]
+            self.skip(name, error.what if isinstance(error, DataError | EstimationError) else f"singular: {error}")
+
+    def adjust(self, start: int = 0, *, method: str = "holm") -> None:
+        """Adjust the p values of the rows from ``start`` on as one family.
+
+        Parameters
+        ----------
+        start : int
+            First row of the family.
+        method : str
+            ``holm``, ``bh`` or ``bonferroni``.
+        """
+        from bids_sodium.stats.comparisons import adjust
+
+        family = self._rows[start:]
+        adjusted = adjust([_number(row, "p") for row in family], method)
+        for row, value in zip(family, adjusted, strict=True):
+            row["p_adjusted"] = float(value)
+
+    def close(self, *, data: Mapping[str, pd.DataFrame] | None = None, text: str = "") -> Analysis:
+        """Check the rows and return the analysis; with no row at all it counts as left out.
+
+        Parameters
+        ----------
+        data : mapping of str to pandas.DataFrame, optional
+            What the figures need.
+        text : str
+            One sentence for the methods section.
+        """
+        import pandas as pd
+
+        frame = check_rows(_frame(self._rows, ("null",)), confidence=self.confidence).drop(columns="null")
+        frames = {key: value for key, value in (data or {}).items() if len(value)}
+        if not len(frame) and not frames:
+            reason = "; ".join(f"{part}: {reason}" if part else reason for part, reason in self._missing)
+            return Analysis(
+                name=self.name, title=self.title, results=frame, left_out=reason or "no row of the table belongs to it"
+            )
+        if self._missing:
+            frames["left_out"] = pd.DataFrame(self._missing, columns=["part", "reason"])
+        return Analysis(name=self.name, title=self.title, results=frame, data=frames, text=text)
+
+
+def taken(result: object, *names: str) -> dict[str, Any]:
+    """Return fields of a result as a row takes them, by default estimate, interval, test and n.
+
+    Parameters
+    ----------
+    result : object
+        A frozen result of `bids_sodium.stats`.
+    *names : str
+        Fields; those that the result lacks are passed over.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> taken(SimpleNamespace(estimate=1.0, se=0.5, name="x"))
+    {'estimate': 1.0, 'se': 0.5}
+    """
+    wanted = names or ("estimate", "se", "ci_low", "ci_high", "statistic", "df", "p", "n")
+    return {name: getattr(result, name) for name in wanted if hasattr(result, name)}
+
+
+def plural(count: int, noun: str) -> str:
+    """Return the count with its noun.
+
+    Examples
+    --------
+    >>> plural(1, "subject"), plural(2, "subject")
+    ('1 subject', '2 subjects')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listing(names: Iterable[object]) -> str:
+    """Return names joined by commas.
+
+    Examples
+    --------
+    >>> listing(["a", "b"])
+    'a, b'
+    """
+    return ", ".join(str(name) for name in names)

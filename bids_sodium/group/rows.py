@@ -1,0 +1,355 @@
+"""From the long group table to what analyses need: `Scans` of a stroke cohort, `Persons` of an MS cohort.
+
+Reading is where cohorts differ from one another: units, missing scans, words for a sex or a group. Whatever is left
+out here is kept with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bids_sodium.core.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["METHODS", "Persons", "Scans", "choose_method", "female", "numeric", "persons", "scans"]
+
+METHODS = ("glm", "gtm", "csf", "raw")
+"""Partial-volume methods, the first present is the one analysed by default."""
+
+_WOMEN = frozenset({"f", "female", "woman", "w"})
+_MEN = frozenset({"m", "male", "man"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scans:
+    """Regions of a stroke cohort, one row a participant, scan, region and contrast.
+
+    Parameters
+    ----------
+    points : pandas.DataFrame
+        Rows that enter: ``participant_id session_id t_h window roi contrast percent volume_ml``.
+    volumes : pandas.DataFrame
+        One row a participant, scan and region, of any size: ``participant_id session_id t_h window roi volume_ml``.
+    clinical : pandas.DataFrame
+        One row a participant and scan with every clinical column.
+    excluded : pandas.DataFrame
+        Rows that do not enter: ``participant_id session_id roi contrast reason``.
+    method : str
+        Partial-volume method of the rows, empty where the table names none.
+    """
+
+    points: pd.DataFrame
+    volumes: pd.DataFrame
+    clinical: pd.DataFrame
+    excluded: pd.DataFrame
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persons:
+    """An MS cohort, one row a participant.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Index ``participant_id``; ``group``, ``sexn`` (1 woman, 0 man), ``site`` where known, every number of the long
+        table, and ``tsc_<tissue>`` in mmol/L.
+    method : str
+        Partial-volume method of the concentrations.
+    excluded : pandas.DataFrame
+        ``participant_id reason`` of rows that do not enter.
+    notes : tuple of str
+        What a reader must know of how the table was read.
+    """
+
+    table: pd.DataFrame
+    method: str
+    excluded: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def numeric(values: pd.Series, *, where: str) -> pd.Series:
+    """Return a column as floats; ``n/a`` is missing.
+
+    Raises
+    ------
+    DataError
+        If an entry is no number, with the first one seen.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> numeric(pd.Series(["1.5", "n/a"]), where="x").tolist()
+    [1.5, nan]
+    """
+    import pandas as pd
+
+    text = values.astype("object").where(values.notna(), None)
+    text = text.map(lambda v: None if isinstance(v, str) and v.strip().lower() in {"", "n/a", "na", "nan"} else v)
+    found = pd.to_numeric(text, errors="coerce").astype(float)
+    bad = found.isna() & text.notna()
+    if bad.any():
+        raise DataError(
+            f"{int(bad.sum())} of {len(values)} entries are no numbers, the first is {text[bad].iloc[0]!r}",
+            where=where,
+            hint="write plain numbers, with the unit in the sidecar, and n/a where a value is missing",
+        )
+    return found
+
+
+def female(values: pd.Series) -> pd.Series:
+    """Return 1 for a woman, 0 for a man, NaN where nothing is said.
+
+    Raises
+    ------
+    DataError
+        If an entry is neither; codes such as 1 and 2 say nothing by themselves.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> female(pd.Series(["F", "male", "n/a"])).tolist()
+    [1.0, 0.0, nan]
+    """
+    word = values.astype("object").where(values.notna(), "n/a").map(lambda v: str(v).strip().lower())
+    unknown = sorted(set(word) - _WOMEN - _MEN - {"n/a", "", "o", "other"})
+    if unknown:
+        raise DataError(
+            f"the values {', '.join(unknown)} are not known",
+            where="column sex",
+            hint="write F or M in participants.tsv",
+        )
+    code = {**dict.fromkeys(_WOMEN, 1.0), **dict.fromkeys(_MEN, 0.0)}
+    return word.map(code).astype(float)
+
+
+def choose_method(table: pd.DataFrame, wanted: str) -> str:
+    """Return the partial-volume method whose rows enter: the wanted one, else the best that the table has.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows with a column ``method``.
+    wanted : str
+        A method, or ``auto`` for the first of `METHODS` that is present.
+
+    Raises
+    ------
+    DataError
+        If no row has the method that is wanted.
+    """
+    found = [str(m) for m in table["method"].dropna().unique()] if "method" in table else []
+    if wanted != "auto":
+        if wanted not in found:
+            raise DataError(
+                f"no row has method {wanted}; found {', '.join(sorted(found)) or 'none'}",
+                where="group table",
+                hint="choose one of those",
+            )
+        return wanted
+    best = [m for m in METHODS if m in found] or sorted(found)
+    return best[0] if best else ""
+
+
+def _require(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [c for c in columns if c not in table]
+    if missing:
+        raise DataError(
+            f"missing column(s) {', '.join(missing)}; found {', '.join(map(str, table.columns)) or 'none'}",
+            where="group table",
+            hint="run the participant level first, or add the columns to the table",
+        )
+
+
+def scans(
+    table: pd.DataFrame, *, method: str, early_h: tuple[float, float], late_h: tuple[float, float], minimum_ml: float
+) -> Scans:
+    """Return the scans of a stroke cohort.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Long table in the form of ``group_tsc.tsv``.
+    method : str
+        Partial-volume method, or ``auto``.
+    early_h, late_h : tuple of float
+        Windows after onset, in h: above the first number, up to the second.
+    minimum_ml : float
+        Smallest region that enters, in mL.
+
+    Raises
+    ------
+    DataError
+        If a column that every analysis needs is absent, or no row belongs to a region.
+    """
+    import pandas as pd
+
+    _require(table, ("participant_id", "session_id", "roi", "contrast", "percent_change", "onset_to_scan_h"))
+    rows = table[table["roi"].notna() & ~table["roi"].isin(["n/a", ""])].copy()
+    if not len(rows):
+        raise DataError("no row belongs to a region of interest", where="group table", hint="give lesion masks with -d")
+    chosen = choose_method(rows, method) if "method" in rows and rows["method"].notna().any() else ""
+    if chosen:
+        rows = rows[rows["method"] == chosen]
+    rows["t_h"] = numeric(rows["onset_to_scan_h"], where="column onset_to_scan_h")
+    rows["percent"] = numeric(rows["percent_change"], where="column percent_change")
+    rows["volume_ml"] = numeric(rows["volume_ml"], where="column volume_ml") if "volume_ml" in rows else np.nan
+    rows["kept"] = numeric(rows["kept"], where="column kept") if "kept" in rows else 1.0
+    rows["reason"] = rows["reason"].fillna("").astype(str) if "reason" in rows else ""
+    rows["window"] = np.select(
+        [
+            rows["t_h"].between(*early_h, inclusive="right"),
+            rows["t_h"].between(*late_h, inclusive="right"),
+            rows["t_h"] > late_h[1],
+        ],
+        ["early", "late", "after"],
+        default="",
+    )
+    repeated = rows.duplicated(["participant_id", "session_id", "roi", "contrast"])
+    if repeated.any():
+        first = rows[repeated].iloc[0]
+        raise DataError(
+            f"{int(repeated.sum())} rows occur twice, the first is {first['participant_id']} {first['session_id']} "
+            f"{first['roi']} {first['contrast']}",
+            where="group table",
+            hint="keep one row a participant, session, region and contrast",
+        )
+    why = _why_out(rows, minimum_ml, late_h[1])
+    keep = why == ""
+    columns = ["participant_id", "session_id", "t_h", "window", "roi", "contrast", "percent", "volume_ml"]
+    excluded = rows.assign(reason=why)[~keep][["participant_id", "session_id", "roi", "contrast", "reason"]]
+    volumes = (
+        rows[rows["volume_ml"].notna()]
+        .drop_duplicates(["participant_id", "session_id", "roi"])[[*columns[:5], "volume_ml"]]
+        .reset_index(drop=True)
+    )
+    clinical = rows.drop_duplicates(["participant_id", "session_id"]).reset_index(drop=True)
+    return Scans(
+        points=pd.DataFrame(rows[keep][columns]).reset_index(drop=True),
+        volumes=volumes,
+        clinical=clinical,
+        excluded=excluded.reset_index(drop=True),
+        method=chosen,
+    )
+
+
+def _why_out(rows: pd.DataFrame, minimum_ml: float, last_h: float) -> pd.Series:
+    """Reason why a row does not enter, empty where it does."""
+    import pandas as pd
+
+    given = rows["reason"].where(rows["reason"] != "", "left out at the participant level")
+    small = rows["volume_ml"] < minimum_ml
+    conditions = [
+        rows["kept"] == 0,
+        small,
+        rows["percent"].isna(),
+        rows["t_h"].isna(),
+        rows["t_h"] <= 0,
+        rows["t_h"] > last_h,
+    ]
+    reasons = [
+        given,
+        rows["volume_ml"].map(lambda v: f"volume {v:.2f} mL is below {minimum_ml:g} mL"),
+        pd.Series("no percentage change", index=rows.index),
+        pd.Series("no time from onset to scan", index=rows.index),
+        rows["t_h"].map(lambda t: f"scanned {t:g} h after onset, which is not after onset"),
+        rows["t_h"].map(lambda t: f"scanned {t:g} h after onset, later than {last_h:g} h"),
+    ]
+    return pd.Series(np.select(conditions, reasons, default=""), index=rows.index)
+
+
+_TISSUE_COLUMN = {
+    "CGM": "tsc_cgm", "DGM": "tsc_dgm", "GM": "tsc_gm", "NAWM": "tsc_nawm", "WM": "tsc_wm", "CSF": "tsc_csf",
+    "T2lesion": "tsc_t2lesion", "T1iso": "tsc_t1iso", "T1hypo": "tsc_t1hypo",
+}  # fmt: skip
+_ROW_COLUMNS = frozenset(
+    {"tissue", "method", "tsc_mmol_l", "tsc_se", "sd_mmol_l", "n_voxels", "volume_ml", "csf_excluded_fraction", "roi",
+     "contrast", "ipsi", "contra", "percent_change", "ipsi_sd", "contra_sd", "kept", "reason", "session_id"}
+)  # fmt: skip
+_WORDS = frozenset({"participant_id", "group", "sex", "site"})
+
+
+def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str, str], ...] = ()) -> Persons:
+    """Return an MS cohort, one row a participant; of several sessions the first enters.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Long table in the form of ``group_tsc.tsv``.
+    method : str
+        Partial-volume method, or ``auto``.
+    group_aliases : tuple of (str, str)
+        Label in the table and the name it stands for.
+
+    Raises
+    ------
+    DataError
+        If a column that every analysis needs is absent, no row belongs to a tissue, or one row occurs twice.
+    """
+    import pandas as pd
+
+    _require(table, ("participant_id", "tissue", "tsc_mmol_l", "group"))
+    rows = table[table["tissue"].notna() & ~table["tissue"].isin(["n/a", ""])].copy()
+    if not len(rows):
+        raise DataError("no row belongs to a tissue", where="group table", hint="run the participant level first")
+    chosen = choose_method(rows, method)
+    rows = rows[rows["method"] == chosen] if chosen else rows
+    notes: list[str] = []
+    if "session_id" in rows:
+        rows["session_id"] = rows["session_id"].fillna("n/a").astype(str)
+        first = rows.groupby("participant_id")["session_id"].transform("min")
+        later = rows.loc[rows["session_id"] != first, "participant_id"].nunique()
+        if later:
+            notes.append(f"only the first session of {later} participants with several entered")
+        rows = rows[rows["session_id"] == first]
+    repeated = rows.duplicated(["participant_id", "tissue"])
+    if repeated.any():
+        at = rows[repeated].iloc[0]
+        raise DataError(
+            f"{int(repeated.sum())} rows occur twice, the first is {at['participant_id']} {at['tissue']} {chosen}",
+            where="group table",
+            hint="keep one row a participant, session, tissue and method",
+        )
+    rows["tsc_mmol_l"] = numeric(rows["tsc_mmol_l"], where="column tsc_mmol_l")
+    wide = rows.pivot_table(index="participant_id", columns="tissue", values="tsc_mmol_l", sort=True)
+    wide = wide.rename(columns=lambda t: _TISSUE_COLUMN.get(str(t), f"tsc_{str(t).lower()}"))
+    wide.columns.name = None
+    people = rows.drop_duplicates("participant_id").set_index("participant_id").sort_index()
+    out = pd.DataFrame(index=people.index)
+    out["group"] = _groups(people["group"], group_aliases)
+    if "site" in people:
+        out["site"] = people["site"].where(people["site"].notna() & (people["site"] != "n/a"))
+    if "sex" in people:
+        try:
+            out["sexn"] = female(people["sex"])
+        except DataError as error:
+            notes.append(f"sex could not be read: {error.what}")
+    for column in people.columns:
+        if column in _ROW_COLUMNS or column in _WORDS or column in wide:
+            continue
+        try:
+            out[column] = numeric(people[column], where=f"column {column}")
+        except DataError as error:
+            notes.append(f"{column} could not be read: {error.what}")
+    out = out.join(wide)
+    without = out["group"].isna()
+    excluded = pd.DataFrame({"participant_id": out.index[without], "reason": "no group in participants.tsv"})
+    return Persons(table=out[~without].copy(), method=chosen, excluded=excluded, notes=tuple(notes))
+
+
+_ALIASES = {
+    "hc": "HC", "control": "HC", "controls": "HC", "healthy": "HC", "healthy control": "HC", "cis": "CIS",
+    "rrms": "RRMS", "rr": "RRMS", "relapsing-remitting": "RRMS", "spms": "SPMS", "sp": "SPMS",
+    "secondary progressive": "SPMS", "ppms": "PPMS", "ms": "MS",
+}  # fmt: skip
+
+
+def _groups(values: pd.Series, aliases: tuple[tuple[str, str], ...]) -> pd.Series:
+    names = {**_ALIASES, **{label.strip().lower(): name for label, name in aliases}}
+    word = values.where(values.notna() & (values != "n/a"))
+    return word.map(lambda v: names.get(str(v).strip().lower(), str(v)), na_action="ignore")

@@ -1,0 +1,157 @@
+"""Receive sensitivity: the smooth ratio of an array image to a volume-coil image of the same head.
+
+The ratio of both images holds the sensitivity of the array and no anatomy; it is smoothed where there is signal and
+continued smoothly where there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.core.data import Volume
+from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+
+__all__ = ["ReceiveParams", "correct_receive", "receive_ratio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveParams:
+    """How the receive sensitivity is smoothed."""
+
+    fwhm_mm: float = 20.0
+    """Full width at half maximum of the low-pass filter, in mm; sensitivities vary over centimetres."""
+
+    noise_factor: float = 4.0
+    """Voxels brighter than this many times the median of the darkest quarter carry signal."""
+
+    floor: float = 0.1
+    """Smallest sensitivity, as a fraction of its median over the signal, so that division stays bounded."""
+
+
+def receive_ratio(
+    array: Volume,
+    volume_coil: Volume,
+    params: ReceiveParams | None = None,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """Return the receive sensitivity of an array relative to a volume coil.
+
+    Both images are low-pass filtered over the voxels with signal (normalised convolution) and divided; outside, the
+    ratio is continued with ever wider filters.
+
+    Parameters
+    ----------
+    array, volume_coil : Volume
+        Images of the same head on one grid, noise floor taken off where it matters.
+    params : ReceiveParams, optional
+        Filter and floor.
+    mask : (nx, ny, nz) ndarray of bool, optional
+        Voxels with signal in both images; found from the volume-coil image where it is not given.
+
+    Returns
+    -------
+    (nx, ny, nz) ndarray
+        Array over volume coil, positive everywhere; dividing by it brings the array image to the scale of the
+        volume coil.
+
+    Raises
+    ------
+    GeometryError
+        If the images lie on different grids.
+    EstimationError
+        If no voxel has signal in both.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bids_sodium.core.data import Grid
+    >>> grid = Grid.centred((16, 16, 16), 8.0)
+    >>> head = np.zeros(grid.shape)
+    >>> head[4:12, 4:12, 4:12] = 100.0
+    >>> ratio = receive_ratio(Volume(3 * head, grid), Volume(head, grid))
+    >>> bool(np.allclose(ratio, 3.0))
+    True
+    """
+    from scipy import ndimage
+
+    params = params or ReceiveParams()
+    if not array.grid.same_as(volume_coil.grid):
+        raise GeometryError(
+            "array and volume-coil image lie on different grids", hint="resample one onto the grid of the other"
+        )
+    upper, lower = (np.asarray(image.data, dtype=np.float64) for image in (array, volume_coil))
+    for image in (upper, lower):
+        if image.ndim != 3 or not np.isfinite(image).all():
+            raise DataError(f"a sensitivity needs two finite images with three axes, got shape {image.shape}")
+    if mask is not None and mask.shape != lower.shape:
+        raise GeometryError(f"a mask of shape {mask.shape} for an image of shape {lower.shape}")
+    inside = _signal(lower, params) if mask is None else np.asarray(mask, dtype=bool)
+    inside = inside & (upper > 0) & (lower > 0)
+    if not inside.any():
+        raise EstimationError("no voxel has signal in both images", hint="check that both show the same head")
+    voxel = np.array(array.grid.voxel_mm)
+    weight = inside.astype(np.float64)
+    ratio = np.full(lower.shape, np.nan)
+    width_mm = params.fwhm_mm
+    while np.isnan(ratio).any():
+        sigma = width_mm / 2.3548 / voxel
+        top, bottom, cover = (
+            ndimage.gaussian_filter(values * weight, sigma, mode="constant", truncate=3.0)
+            for values in (upper, lower, np.ones_like(lower))
+        )
+        # a voxel is served by the narrowest filter that sees enough of the head
+        good = np.isnan(ratio) & (cover > 0.05) & (bottom > 0)
+        ratio[good] = top[good] / bottom[good]
+        if width_mm > 4 * max(array.grid.fov_mm):
+            ratio[np.isnan(ratio)] = upper[inside].sum() / lower[inside].sum()
+        width_mm *= 1.5
+    # blend the shells of the ever wider filters
+    blended = ndimage.gaussian_filter(ratio, params.fwhm_mm / 2.3548 / voxel, mode="nearest", truncate=3.0)
+    ratio = np.where(inside, ratio, blended)
+    return np.asarray(np.maximum(ratio, params.floor * float(np.median(ratio[inside]))))
+
+
+def correct_receive(image: Volume, ratio: NDArray[np.floating]) -> Volume:
+    """Divide an image by the receive sensitivity.
+
+    Parameters
+    ----------
+    image : Volume
+        Image of the array.
+    ratio : (nx, ny, nz) ndarray
+        Sensitivity on its grid, from `receive_ratio` or a map.
+
+    Returns
+    -------
+    Volume
+        Corrected image; its noise is that of ``image`` divided by ``ratio`` and varies in space.
+
+    Raises
+    ------
+    GeometryError
+        If the shapes differ.
+    DataError
+        If the sensitivity is not positive everywhere.
+    """
+    if ratio.shape != image.grid.shape:
+        raise GeometryError(f"a sensitivity of shape {ratio.shape} for an image of shape {image.grid.shape}")
+    if not (np.isfinite(ratio).all() and (ratio > 0).all()):
+        raise DataError("the receive sensitivity is not positive everywhere", hint="check the receive map")
+    return image.with_data(np.asarray(image.data, dtype=np.float64) / ratio)
+
+
+def _signal(image: NDArray[np.float64], params: ReceiveParams) -> NDArray[np.bool_]:
+    """Voxels well above the air, without specks."""
+    from scipy import ndimage
+
+    present = image[image > 0]
+    if present.size == 0:
+        return np.zeros(image.shape, dtype=bool)
+    dark = float(np.median(np.sort(present)[: max(present.size // 4, 1)]))
+    # an image without noise has no dark quarter: half of what a bright voxel gives is signal there too
+    level = min(params.noise_factor * dark, 0.5 * float(np.percentile(present, 75)))
+    return np.asarray(ndimage.binary_opening(image > level))

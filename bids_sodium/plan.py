@@ -1,0 +1,563 @@
+"""Sessions and settings → ordered tasks. Pure: no file is opened; ``--dry-run`` prints what comes out.
+
+::
+
+    reconstruct ──► align ──► quantify ─┐
+    template ──┬──► align               ├──► extract
+               └──► parcellate ─────────┘        diffusion ──► align, extract
+
+One anatomy serves all sessions of a participant: the T1w image of the last session after onset (the first session
+where onset is not known). It alone is placed in the template and segmented; the sessions reach it by rigid links.
+What a session cannot have is said in words in its quality table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_sodium.bidsio.names import output
+from bids_sodium.engine.tasks import Task, in_order
+from bids_sodium.steps import align, extract, parcellate, quantify, reconstruct
+
+if TYPE_CHECKING:
+    from bids_sodium.bidsio.derivatives import Roots
+    from bids_sodium.bidsio.layout import Scan, Session
+    from bids_sodium.config import Config
+
+__all__ = ["MS_LESIONS", "STROKE_REGIONS", "participants", "plan", "reference_session"]
+
+SODIUM = extract.SODIUM
+MS_LESIONS = ("T2lesion", "T1hypo")
+STROKE_REGIONS = ("ionic", "cytotoxic", "necrosis")
+_LATE = "necrosis"
+_TISSUES = ("CGM", "DGM", "NAWM", "CSF", "L")
+_EXTERNAL = ("CGM", "DGM", "GM", "NAWM", "WM", "CSF")
+_SPACES_OF_DWI = frozenset({"dwi", "b1000", "b0", "ADC", "trace"})
+_SPACES_OF_SODIUM = frozenset({"23Na", "na", "Na", "sodium", "PDw"})
+
+
+def participants(sessions: Iterable[Session]) -> dict[str, list[Session]]:
+    """Return usable sessions by participant, in order."""
+    found: dict[str, list[Session]] = {}
+    for session in sessions:
+        if session.problem is None:
+            found.setdefault(session.participant_id, []).append(session)
+    return found
+
+
+def reference_session(sessions: Sequence[Session]) -> Session | None:
+    """Return the session whose T1w image is the anatomy of all: the latest after onset, else the first."""
+    with_t1w = [session for session in sessions if session.t1w is not None]
+    timed = [session for session in with_t1w if session.onset_to_scan_h is not None]
+    if timed:
+        return max(timed, key=lambda session: session.onset_to_scan_h or 0.0)
+    return with_t1w[0] if with_t1w else None
+
+
+def plan(sessions: Sequence[Session], config: Config, roots: Roots, work: Path) -> tuple[Task, ...]:
+    """Return every task of the participant level in an order that can be run.
+
+    Parameters
+    ----------
+    sessions : sequence of Session
+        What the dataset offers; sessions with a problem are passed over.
+    config : Config
+        All settings.
+    roots : Roots
+        Where outputs go and how sources are named.
+    work : Path
+        Folder of the steps' records.
+
+    Returns
+    -------
+    tuple of Task
+        Tasks; each session ends with one named ``extract``.
+    """
+    tasks: list[Task] = []
+    for members in participants(sessions).values():
+        tasks += _Participant(members, config, roots, work).tasks()
+    return tuple(in_order(tasks))
+
+
+def _paths(value: Any) -> Iterable[Path]:
+    """Return every path in a Files record, nested records and tuples included."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from _paths(entry)
+    elif hasattr(value, "__dataclass_fields__") and type(value).__name__ != "Roots":
+        for entry in fields(value):
+            yield from _paths(getattr(value, entry.name))
+
+
+@dataclass(slots=True)
+class _Participant:
+    """The tasks of one participant."""
+
+    sessions: Sequence[Session]
+    config: Config
+    roots: Roots
+    work: Path
+
+    def tasks(self) -> list[Task]:
+        reference = reference_session(self.sessions)
+        made: list[Task] = []
+        if reference is not None:
+            made.append(self._template(reference))
+        aligned: dict[str, Mapping[str, Path]] = {}
+        for session in self.sessions:
+            if _has_sodium(session):
+                made.append(self._reconstruct(session))
+            if session.dwi is not None:
+                made.append(self._diffusion(session))
+            task, transforms = self._align(session, reference)
+            if task is not None:
+                made.append(task)
+                aligned[session.unit] = transforms
+        regions: dict[tuple[str, str], Path] = {}
+        if reference is not None:
+            task, regions = self._parcellate(reference, aligned)
+            made.append(task)
+        for session in self.sessions:
+            if _has_sodium(session):
+                made.append(self._quantify(session, aligned))
+            made.append(self._extract(session, reference, aligned, regions))
+        return made
+
+    def _place(self, session: Session, suffix: str, extension: str = ".nii.gz", **entities: str | None) -> Path:
+        return self.roots.output / output(session, suffix=suffix, extension=extension, **entities)
+
+    def _sodium(self, session: Session, suffix: str, **entities: str | None) -> Path:
+        return self._place(session, suffix, acq=SODIUM, **entities)
+
+    def _record(self, session: Session, step: str) -> Path:
+        return self.work / session.unit / f"{step}.json"
+
+    def _task(
+        self,
+        name: str,
+        session: Session,
+        function: Any,
+        files: Any,
+        params: Any,
+        *,
+        version: str,
+        outputs: Iterable[Path | None],
+        after: Iterable[str] = (),
+        memory_gb: float = 1.0,
+    ) -> Task:
+        written = tuple(path for path in outputs if path is not None)
+        inputs = tuple(dict.fromkeys(path for path in _paths(files) if path not in set(written)))
+        return Task(
+            name=name,
+            unit=session.unit,
+            group=session.participant_id,
+            function=function,
+            files=files,
+            params=params,
+            inputs=inputs,
+            outputs=written,
+            after=tuple(after),
+            version=version,
+            memory_gb=memory_gb,
+        )
+
+    def _template(self, session: Session) -> Task:
+        assert session.t1w is not None  # noqa: S101
+        files = align.TemplateFiles(
+            t1w=session.t1w.path,
+            transform=self._template_transform(session),
+            brain=self._place(session, "mask", desc="template"),
+            record=self._record(session, "template"),
+            roots=self.roots,
+        )
+        return self._task(
+            "template",
+            session,
+            align.run_template,
+            files,
+            align.Params(registration=self.config.registration),
+            version=align.VERSION,
+            outputs=(files.transform, files.brain, files.record),
+            memory_gb=1.5,
+        )
+
+    def _template_transform(self, session: Session) -> Path:
+        return self._place(session, "xfm", ".h5", from_="T1w", to=align.TEMPLATE, mode="image")
+
+    def _reconstruct(self, session: Session) -> Task:
+        kspace, image = session.kspace, session.sodium
+        files = reconstruct.Files(
+            kspace=kspace.path if kspace else None,
+            image=None if kspace else (image.path if image else None),
+            reference=None if kspace or session.sodium_reference is None else session.sodium_reference.path,
+            magnitude=self._sodium(session, "PDw", desc="recon"),
+            real=self._sodium(session, "PDw", part="real", desc="recon") if kspace else None,
+            record=self._record(session, "reconstruct"),
+            roots=self.roots,
+        )
+        return self._task(
+            "reconstruct",
+            session,
+            reconstruct.run,
+            files,
+            reconstruct.Params(
+                reconstruction=self.config.reconstruction,
+                receive=self.config.receive,
+                metadata=_metadata(session),
+            ),
+            version=reconstruct.VERSION,
+            outputs=(files.magnitude, files.real, files.record),
+        )
+
+    def _diffusion(self, session: Session) -> Task:
+        scan = session.dwi
+        assert scan is not None  # noqa: S101
+        files = quantify.DiffusionFiles(
+            dwi=scan.path,
+            bval=scan.bval,
+            adc=self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz"),
+            b0=self.work / session.unit / "b0.nii.gz",
+            record=self._record(session, "diffusion"),
+            roots=self.roots,
+        )
+        return self._task(
+            "diffusion",
+            session,
+            quantify.run_diffusion,
+            files,
+            quantify.DiffusionParams(),
+            version=quantify.VERSION,
+            outputs=(files.adc, files.b0, files.record),
+        )
+
+    def _align(self, session: Session, reference: Session | None) -> tuple[Task | None, dict[str, Path]]:
+        anatomy, name = _anatomy(session, reference)
+        if anatomy is None:
+            return None, {}
+        links: list[align.Link] = []
+        after: list[str] = []
+        brain = None
+        own = "anatomy"
+        if reference is not None:
+            brain = self._place(reference, "mask", desc="template")
+            after.append(f"{reference.unit}.template")
+            if session.t1w is not None and session is not reference:
+                links.append(align.Link(name="orig", image=session.t1w.path, to="anatomy"))
+                own = "orig"
+        if _has_sodium(session):
+            target = own
+            for step, scan in (("PDT2head", session.pdt2_head), ("PDT2body", session.pdt2_body)):
+                if scan is not None and scan.path != anatomy:
+                    links.append(align.Link(name=step, image=scan.path, to=target))
+                    target = step
+            links.append(align.Link(name=SODIUM, image=self._sodium(session, "PDw", desc="recon"), to=target))
+            after.append(f"{session.unit}.reconstruct")
+        frames = {_frame(mask) for masks in session.masks.values() for mask in masks}
+        if session.flair is not None and "FLAIR" in frames and session.flair.path != anatomy:
+            links.append(align.Link(name="FLAIR", image=session.flair.path, to=own))
+        if session.dwi is not None:
+            links.append(align.Link(name="dwi", image=self.work / session.unit / "b0.nii.gz", to=own))
+            after.append(f"{session.unit}.diffusion")
+        elif session.adc is not None:
+            links.append(align.Link(name="dwi", image=session.adc.path, to=own))
+        if not links:
+            return None, {}
+        transforms = {
+            link.name: self._place(session, "xfm", ".txt", from_=link.name, to=name, mode="image") for link in links
+        }
+        files = align.Files(
+            anatomy=anatomy,
+            anatomy_name=name,
+            brain=brain,
+            links=tuple(links),
+            transforms=tuple(transforms.items()),
+            sodium=SODIUM if _has_sodium(session) else None,
+            head=self._sodium(session, "mask", desc="head") if _has_sodium(session) else None,
+            record=self._record(session, "align"),
+            roots=self.roots,
+        )
+        task = self._task(
+            "align",
+            session,
+            align.run,
+            files,
+            align.Params(registration=self.config.registration),
+            version=align.VERSION,
+            outputs=(*transforms.values(), files.head, files.record),
+            after=after,
+        )
+        return task, transforms
+
+    def _quantify(self, session: Session, aligned: Mapping[str, Mapping[str, Path]]) -> Task:
+        metadata = _metadata(session)
+        labels = quantify.labels(metadata, self.config.calibration)
+        given = {label: session.masks[label][0].path for label in labels if label in session.masks}
+        has_head = session.unit in aligned
+        files = quantify.Files(
+            magnitude=self._sodium(session, "PDw", desc="recon"),
+            reconstruct_record=self._record(session, "reconstruct"),
+            head=self._sodium(session, "mask", desc="head") if has_head else None,
+            vials=tuple(given.items()),
+            denoised=self._sodium(session, "PDw", desc="denoised"),
+            tsc=self._sodium(session, "TSCmap"),
+            tsc_se=self._sodium(session, "TSCmap", desc="se"),
+            vial_masks=tuple(self._sodium(session, "mask", label=label) for label in labels),
+            record=self._record(session, "quantify"),
+            roots=self.roots,
+        )
+        return self._task(
+            "quantify",
+            session,
+            quantify.run,
+            files,
+            quantify.Params(
+                denoising=self.config.denoising, calibration=self.config.calibration, metadata=metadata
+            ),
+            version=quantify.VERSION,
+            outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.record),
+            after=[f"{session.unit}.reconstruct", *([f"{session.unit}.align"] if has_head else [])],
+        )
+
+    def _parcellate(
+        self, reference: Session, aligned: Mapping[str, Mapping[str, Path]]
+    ) -> tuple[Task, dict[tuple[str, str], Path]]:
+        assert reference.t1w is not None  # noqa: S101
+        masks: list[parcellate.MaskFile] = []
+        after = {f"{reference.unit}.template"}
+        regions: dict[tuple[str, str], Path] = {}
+        for session in self.sessions:
+            for label in (*MS_LESIONS, *STROKE_REGIONS):
+                for scan in session.masks.get(label, ()):
+                    frame = _frame(scan)
+                    own = "T1w" if session is reference or session.t1w is None else "orig"
+                    name = own if frame in {"orig", "T1w"} else frame
+                    transform = None if name == "T1w" else aligned.get(session.unit, {}).get(name)
+                    if transform is None and name != "T1w":
+                        continue
+                    if transform is not None:
+                        after.add(f"{session.unit}.align")
+                    masks.append(
+                        parcellate.MaskFile(
+                            label=label, session=session.unit, path=scan.path, frame=name, transform=transform
+                        )
+                    )
+                    regions[label, session.unit] = self._place(session, "mask", label=label, desc="consensus")
+        tissues = tuple(
+            (name, reference.tissue_maps[name].path) for name in _EXTERNAL if name in reference.tissue_maps
+        )
+        fractions = {name: self._place(reference, "probseg", label=name) for name in _TISSUES}
+        filled = self._place(reference, "T1w", desc="filled") if masks else None
+        files = parcellate.Files(
+            t1w=reference.t1w.path,
+            template_transform=self._template_transform(reference),
+            masks=tuple(masks),
+            tissues=tissues,
+            preproc=self._place(reference, "T1w", desc="preproc"),
+            filled=filled,
+            brain=self._place(reference, "mask", desc="brain"),
+            fractions=tuple(fractions.items()),
+            consensus=tuple((label, unit, path) for (label, unit), path in regions.items()),
+            dseg=self._place(reference, "dseg", seg="tissue"),
+            dseg_table=self._place(reference, "dseg", ".tsv", seg="tissue"),
+            record=self._record(reference, "parcellate"),
+            roots=self.roots,
+        )
+        task = self._task(
+            "parcellate",
+            reference,
+            parcellate.run,
+            files,
+            parcellate.Params(
+                segmentation=self.config.segmentation,
+                filling=self.config.filling,
+                regions=self.config.regions,
+                random_seed=self.config.run.random_seed,
+            ),
+            version=parcellate.VERSION,
+            outputs=(
+                files.preproc,
+                files.filled,
+                files.brain,
+                *fractions.values(),
+                *regions.values(),
+                files.dseg,
+                files.dseg_table,
+                files.record,
+            ),
+            after=sorted(after),
+            memory_gb=1.5,
+        )
+        return task, regions
+
+    def _extract(
+        self,
+        session: Session,
+        reference: Session | None,
+        aligned: Mapping[str, Mapping[str, Path]],
+        regions: Mapping[tuple[str, str], Path],
+    ) -> Task:
+        sodium = _has_sodium(session)
+        whole = reference is not None
+        here = aligned.get(session.unit, {})
+        own = {label: path for (label, unit), path in regions.items() if unit == session.unit}
+        stroke = {label: own[label] for label in STROKE_REGIONS if label in own}
+        late = next((path for (label, _), path in regions.items() if label == _LATE), None)
+        if late is not None and stroke:
+            stroke.setdefault(_LATE, late)
+        lesions = {label: own[label] for label in MS_LESIONS if label in own}
+        anatomy, anatomy_name = _anatomy(session, reference)
+        spaces = list(self.config.run.output_spaces) if whole else [anatomy_name]
+        if not sodium or SODIUM not in here:
+            spaces = []
+        adc = self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz")
+        adc_source = adc if session.dwi is not None else (session.adc.path if session.adc else None)
+        adc_transform = here.get("dwi") if whole else None
+        tables = bool(stroke) and whole and (sodium or adc_transform is not None)
+        expressions = (*stroke, *self.config.regions.expressions) if tables else ()
+        fractions = _TISSUES if whole else ()
+        files = extract.Files(
+            kspace=session.kspace.path if session.kspace and whole else None,
+            real=self._sodium(session, "PDw", part="real", desc="recon") if session.kspace and whole else None,
+            denoised=self._sodium(session, "PDw", desc="denoised") if sodium else None,
+            tsc=self._sodium(session, "TSCmap") if sodium else None,
+            t1w=reference.t1w.path if reference and reference.t1w else None,
+            brain=self._place(reference, "mask", desc="brain") if reference else None,
+            anatomy=anatomy,
+            anatomy_name=anatomy_name,
+            sodium_transform=here.get(SODIUM),
+            template_transform=self._template_transform(reference) if reference else None,
+            fractions=tuple(
+                (name, self._place(reference, "probseg", label=name)) for name in fractions if reference
+            ),
+            lesions=tuple(lesions.items()),
+            regions=tuple(stroke.items()) if tables else (),
+            adc=adc_source if tables else None,
+            adc_transform=adc_transform if tables else None,
+            records=tuple((step, self._record(s, step)) for step, s in self._records(session, reference, here)),
+            maps=tuple((space, self._sodium(session, "TSCmap", space=space)) for space in spaces),
+            spread=tuple(
+                (name, self._sodium(session, "probseg", label=name, desc="psf"))
+                for name in ("CGM", "DGM", "NAWM", "CSF")
+                if whole and sodium
+            ),
+            mirrored=tuple(
+                (name, self._place(session, "mask", label=_label(name), desc="contralateral"))
+                for name in expressions
+                if self._possible(name, stroke)
+            ),
+            adc_map=self.roots.output
+            / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz", space="T1w")
+            if tables and adc_source is not None and adc_transform is not None
+            else None,
+            tissue_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="tissue") if whole and sodium else None,
+            roi_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="roi") if tables else None,
+            qc_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="qc"),
+            roots=self.roots,
+        )
+        params = extract.Params(
+            participant_id=session.participant_id,
+            session_id=session.session_id,
+            onset_to_scan_h=session.onset_to_scan_h,
+            omissions=_omissions(session, reference, stroke, lesions),
+            metadata=_metadata(session),
+            reconstruction=self.config.reconstruction,
+            partialvolume=self.config.partialvolume,
+            regions=self.config.regions,
+        )
+        steps = [f"{s.unit}.{step}" for step, s in self._records(session, reference, here)]
+        return self._task(
+            "extract",
+            session,
+            extract.run,
+            files,
+            params,
+            version=extract.VERSION,
+            outputs=(
+                *(path for _, path in files.maps),
+                *(path for _, path in files.spread),
+                *(path for _, path in files.mirrored),
+                files.adc_map,
+                files.tissue_table,
+                files.roi_table,
+                files.qc_table,
+            ),
+            after=steps,
+            memory_gb=1.5,
+        )
+
+    def _records(
+        self, session: Session, reference: Session | None, here: Mapping[str, Path]
+    ) -> list[tuple[str, Session]]:
+        steps: list[tuple[str, Session]] = []
+        if _has_sodium(session):
+            steps += [("reconstruct", session), ("quantify", session)]
+        if session.dwi is not None:
+            steps.append(("diffusion", session))
+        if here:
+            steps.append(("align", session))
+        if reference is not None:
+            steps += [("template", reference), ("parcellate", reference)]
+        return steps
+
+    def _possible(self, expression: str, masks: Mapping[str, Path]) -> bool:
+        from bids_sodium.tissue.rois import names_in
+
+        return all(name in masks for name in names_in(expression))
+
+
+def _has_sodium(session: Session) -> bool:
+    return session.kspace is not None or session.sodium is not None
+
+
+def _metadata(session: Session) -> Mapping[str, Any]:
+    scan: Scan | None = session.kspace or session.sodium
+    return {} if scan is None else dict(scan.sidecar)
+
+
+def _anatomy(session: Session, reference: Session | None) -> tuple[Path | None, str]:
+    if reference is not None and reference.t1w is not None:
+        return reference.t1w.path, "T1w"
+    if session.anatomy is None:
+        return None, ""
+    return session.anatomy.path, session.anatomy.entities["suffix"]
+
+
+def _frame(mask: Scan) -> str:
+    """Return the frame that a mask was drawn in: its space entity, the T1w image where it has none."""
+    space = mask.entities.get("space", "T1w")
+    if space in _SPACES_OF_DWI:
+        return "dwi"
+    return SODIUM if space in _SPACES_OF_SODIUM else space
+
+
+def _label(expression: str) -> str:
+    words = {"&": "And", "|": "Or", "-": "Minus"}
+    return "".join(words.get(letter, letter) for letter in expression if letter not in " ()")
+
+
+def _omissions(
+    session: Session, reference: Session | None, stroke: Mapping[str, Path], lesions: Mapping[str, Path]
+) -> tuple[tuple[str, str], ...]:
+    """Return what the session's output lacks and why, in words."""
+    found: list[tuple[str, str]] = [("file choice", note) for note in session.notes]
+    if not _has_sodium(session):
+        found.append(("sodium image, concentration and tissue table", "the session has no sodium scan"))
+        return tuple(found)
+    if reference is None:
+        found.append(("tissue fractions, tissue table and template space", "the participant has no T1w image"))
+        if session.anatomy is None:
+            found.append(("registration of the sodium image", "the session has no proton image"))
+    if not stroke:
+        found.append(("region table", "no masks of ionic, cytotoxic or necrosis were given with --derivatives"))
+    elif _LATE not in stroke:
+        found.append(("regions of final necrosis", "no mask of necrosis was given for any session"))
+    if not lesions:
+        found.append(("lesion classes of the tissue table", "no masks of T2lesion or T1hypo were given"))
+    if session.dwi is None and session.adc is None:
+        found.append(("ADC", "the session has no diffusion images"))
+    return tuple(found)

@@ -1,0 +1,309 @@
+"""Backward elimination: Elimination, its EliminationStep and TermTest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.stats._ols import Ols, ols
+from bids_sodium.stats._rows import as_column, require_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Elimination", "EliminationStep", "TermTest", "backward", "selection_frequency"]
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermTest:
+    """A candidate in one model."""
+
+    name: str
+    """Candidate."""
+    estimate: float
+    """Coefficient."""
+    se: float
+    """Standard error."""
+    ci_low: float
+    """Lower confidence limit."""
+    ci_high: float
+    """Upper confidence limit."""
+    p: float
+    """Two-sided p value."""
+    df: int
+    """Residual degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EliminationStep:
+    """One model on the way."""
+
+    in_model: tuple[str, ...]
+    """Candidates in the model, the forced terms besides."""
+    p: tuple[float, ...]
+    """Their p values."""
+    removed: str | None
+    """The candidate taken out; None where the elimination ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Elimination:
+    """Path and end of a backward elimination."""
+
+    outcome: str
+    """Outcome."""
+    candidates: tuple[str, ...]
+    """Candidates, in the order given."""
+    forced: tuple[str, ...]
+    """Terms that every model holds."""
+    univariable: tuple[TermTest, ...]
+    """Each candidate alone, without the forced terms."""
+    entered: tuple[str, ...]
+    """Candidates that passed the univariable screen."""
+    path: tuple[EliminationStep, ...]
+    """Models on the way; empty where no candidate entered."""
+    retained: tuple[str, ...]
+    """Candidates in the final model."""
+    final: Ols
+    """The final model: intercept, retained candidates, forced terms."""
+    retests: tuple[TermTest, ...]
+    """Each omitted candidate added to the final model."""
+    p_remove: float
+    """p value above which a candidate is taken out."""
+    p_enter: float
+    """Univariable p value below which a candidate enters."""
+    n: int
+    """Rows complete over outcome, all candidates and forced terms."""
+    n_missing: int
+    """Rows left out as incomplete."""
+
+    @property
+    def any_omitted_significant(self) -> bool:
+        """Whether a candidate left out would stay if it were put back."""
+        return any(test.p <= self.p_remove for test in self.retests)
+
+
+def backward(
+    table: pd.DataFrame,
+    outcome: str,
+    candidates: Sequence[str],
+    forced: Sequence[str] | str = (),
+    p_remove: float = 0.08,
+    *,
+    p_enter: float = 0.05,
+    confidence: float = 0.95,
+) -> Elimination:
+    """Eliminate candidates from a linear model.
+
+    Candidates with a univariable p below ``p_enter`` enter together; the one with the largest p is taken out while
+    that exceeds ``p_remove``; every omitted candidate is then tested again in the final model. Rows must be complete
+    over all candidates, so that every model sees the same people. On null data some candidate stays in 11 % (three
+    candidates) to 17 % (seven) of analyses; p values of the final model do not know of the search.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a participant.
+    outcome : str
+        Column of the outcome.
+    candidates : sequence of str
+        Columns that may be eliminated.
+    forced : sequence of str or str, optional
+        Columns that never are.
+    p_remove : float, optional
+        p value above which a candidate is taken out.
+    p_enter : float, optional
+        Univariable p value below which a candidate enters; 1 lets all in.
+    confidence : float, optional
+        Confidence level.
+
+    Returns
+    -------
+    Elimination
+        Univariable tests, path, final model and re-tests.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or named twice.
+    EstimationError
+        If too few rows are complete, columns are collinear, or the outcome does not vary.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rng = np.random.default_rng(1)
+    >>> table = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "age"])
+    >>> table["y"] = 2 * table["a"] + 0.5 * rng.normal(size=60)
+    >>> backward(table, "y", ["a", "b"], forced="age").retained
+    ('a',)
+    """
+    kept = (forced,) if isinstance(forced, str) else tuple(forced)
+    names = tuple(candidates)
+    columns = _columns(table, (outcome, *names, *kept))
+    values = np.column_stack(list(columns.values()))
+    whole = ~np.isnan(values).any(axis=1)
+    n, n_missing = int(whole.sum()), int((~whole).sum())
+    require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}", n_missing=n_missing)
+    data = {name: column[whole] for name, column in columns.items()}
+    y = data[outcome]
+
+    def fit(terms: Sequence[str]) -> Ols:
+        X = np.column_stack([np.ones(n), *(data[name] for name in terms)])
+        return ols(X, y, names=("intercept", *terms), confidence=confidence)
+
+    univariable = tuple(_term(fit([name]), name) for name in names)
+    inside = [test.name for test in univariable if test.p < p_enter]
+    entered = tuple(inside)
+    path: list[EliminationStep] = []
+    model = fit([*inside, *kept])
+    while inside:
+        p = tuple(model[name].p for name in inside)
+        worst = int(np.argmax(p))
+        removed = inside[worst] if p[worst] > p_remove else None
+        path.append(EliminationStep(in_model=tuple(inside), p=p, removed=removed))
+        if removed is None:
+            break
+        inside.remove(removed)
+        model = fit([*inside, *kept])
+    omitted = [name for name in names if name not in inside]
+    return Elimination(
+        outcome=outcome,
+        candidates=names,
+        forced=kept,
+        univariable=univariable,
+        entered=entered,
+        path=tuple(path),
+        retained=tuple(inside),
+        final=model,
+        retests=tuple(_term(fit([*inside, *kept, name]), name) for name in omitted),
+        p_remove=p_remove,
+        p_enter=p_enter,
+        n=n,
+        n_missing=n_missing,
+    )
+
+
+def selection_frequency(
+    table: pd.DataFrame,
+    outcome: str,
+    candidates: Sequence[str],
+    forced: Sequence[str] | str = (),
+    p_remove: float = 0.08,
+    *,
+    p_enter: float = 0.05,
+    rng: np.random.Generator,
+    n_resamples: int = 200,
+) -> Mapping[str, float]:
+    """Return how often each candidate is retained when the rows are drawn again.
+
+    Parameters
+    ----------
+    table, outcome, candidates, forced, p_remove, p_enter
+        As for `backward`.
+    rng : numpy.random.Generator
+        Draws the resamples.
+    n_resamples : int, optional
+        Bootstrap resamples of the complete rows; those that cannot be fitted do not count.
+
+    Returns
+    -------
+    mapping of str to float
+        Share of resamples that retain each candidate.
+
+    Raises
+    ------
+    EstimationError
+        If the complete rows are too few, or no resample can be fitted.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rng = np.random.default_rng(1)
+    >>> table = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "age"])
+    >>> table["y"] = 2 * table["a"] + 0.5 * rng.normal(size=60)
+    >>> selection_frequency(table, "y", ["a", "b"], "age", rng=rng, n_resamples=20)["a"]
+    1.0
+    """
+    kept = (forced,) if isinstance(forced, str) else tuple(forced)
+    names = tuple(candidates)
+    values = np.column_stack(list(_columns(table, (outcome, *names, *kept)).values()))
+    values = values[~np.isnan(values).any(axis=1)]
+    n = values.shape[0]
+    require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}")
+    k = len(names)
+    count, fitted = np.zeros(k), 0
+    for _ in range(n_resamples):
+        drawn = values[rng.integers(0, n, n)]
+        retained = _retained(drawn[:, 0], drawn[:, 1 : k + 1], drawn[:, k + 1 :], p_remove, p_enter)
+        if retained is not None:
+            count[retained] += 1
+            fitted += 1
+    if not fitted:
+        raise EstimationError(f"none of {n_resamples} resamples of {n} rows can be fitted")
+    return {name: float(c / fitted) for name, c in zip(names, count, strict=True)}
+
+
+def _columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Float]:
+    absent = [name for name in names if name not in table.columns]
+    if absent:
+        raise DataError(f"missing column(s) {', '.join(absent)}; found {', '.join(map(str, table.columns))}")
+    if len(set(names)) < len(names):
+        raise DataError(f"a column is named twice among {', '.join(names)}")
+    return {name: as_column(table[name].to_numpy(dtype=np.float64, na_value=np.nan), name) for name in names}
+
+
+def _term(model: Ols, name: str) -> TermTest:
+    c = model[name]
+    return TermTest(
+        name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df)
+    )
+
+
+def _retained(y: Float, candidates: Float, forced: Float, p_remove: float, p_enter: float) -> list[int] | None:
+    """Eliminate without keeping the path; None where a model is singular."""
+    n = y.size
+    ones = np.ones((n, 1))
+    inside = []
+    for j in range(candidates.shape[1]):
+        p = _p_values(np.column_stack([ones, candidates[:, j]]), y)
+        if p is None:
+            return None
+        if p[1] < p_enter:
+            inside.append(j)
+    while inside:
+        p = _p_values(np.column_stack([ones, candidates[:, inside], forced]), y)
+        if p is None:
+            return None
+        tested = p[1 : len(inside) + 1]
+        worst = int(np.argmax(tested))
+        if tested[worst] <= p_remove:
+            break
+        del inside[worst]
+    return inside
+
+
+def _p_values(X: Float, y: Float) -> Float | None:
+    from scipy.special import stdtr
+
+    n, p = X.shape
+    scale = np.linalg.norm(X, axis=0)
+    if not scale.all():
+        return None
+    left, singular, right = np.linalg.svd(X / scale, full_matrices=False)
+    if singular[-1] < 1e-10 * singular[0]:
+        return None
+    inside = left.T @ y
+    rss = float(y @ y - inside @ inside)
+    if rss <= 0:
+        return None
+    weight = right.T / singular
+    t = (weight @ inside) / (np.sqrt(rss / (n - p)) * np.linalg.norm(weight, axis=1))
+    return np.asarray(2 * stdtr(n - p, -np.abs(t)))

@@ -1,0 +1,713 @@
+"""The sigmoid time course: SigmoidFit, its ProfileInterval and CurveValue.
+
+f(t) = alpha t^delta / (exp(gamma) + t^delta) = alpha / (1 + (t50/t)^delta), t50 = exp(gamma/delta). For given (delta, gamma) the asymptote alpha is a linear
+parameter, so the search runs over two parameters only (variable projection, Golub and Pereyra 1973), from every local
+minimum of a grid. As alpha → ∞ the curve becomes the power law b·t^c, as delta → ∞ a step, as t50 → 0 a constant; where such
+a limit fits as well as any sigmoid, the fit says so in ``limit`` and is not called converged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.stats._least_squares import fit_curve
+from bids_sodium.stats._rows import as_column, complete, is_constant, labels_of, require_rows
+
+__all__ = ["CurveValue", "ProfileInterval", "SigmoidFit", "fit_power", "fit_sigmoid", "times_and_values"]
+
+Float = NDArray[np.float64]
+_DELTA = np.geomspace(0.05, 60.0, 30)
+_OFFSETS = np.concatenate([-np.geomspace(12.0, 0.5, 10), np.linspace(-0.25, 0.25, 3), np.geomspace(0.5, 30.0, 20)])
+_STEEPEST = 100.0
+_CLOSE = 1e-9
+"""Relative gain in RSS below which a limit of the sigmoid counts as equally good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileInterval:
+    """Profile-likelihood interval of one parameter."""
+
+    low: float
+    """Lower limit; the edge of the parameter's range where it is unbounded."""
+    high: float
+    """Upper limit; the edge of the parameter's range where it is unbounded."""
+    unbounded_low: bool
+    """Whether no lower value is refuted by the data."""
+    unbounded_high: bool
+    """Whether no higher value is refuted by the data."""
+
+    @property
+    def text(self) -> str:
+        """The interval in words, such as ``[68.7, unbounded]``."""
+        low = "unbounded" if self.unbounded_low else f"{self.low:.4g}"
+        high = "unbounded" if self.unbounded_high else f"{self.high:.4g}"
+        return f"[{low}, {high}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CurveValue:
+    """The fitted curve at given times."""
+
+    t_h: Float | float
+    """Time from onset, in h."""
+    value: Float | float
+    """Fitted value, in %."""
+    se: Float | float
+    """Standard error by the delta method, in %."""
+    ci_low: Float | float
+    """Lower limit of the pointwise confidence interval (t distribution), in %."""
+    ci_high: Float | float
+    """Upper limit, in %."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SigmoidFit:
+    """Least-squares fit of f(t) = alpha t^delta / (exp(gamma) + t^delta)."""
+
+    alpha: float
+    """Upper asymptote, in %; ±inf where the power law fits as well."""
+    delta: float
+    """Steepness; the exponent of the power law where ``limit`` is "power"."""
+    gamma: float
+    """Position, delta ln t50."""
+    alpha_se: float
+    """Standard error of alpha, in %; NaN at a limit."""
+    delta_se: float
+    """Standard error of delta."""
+    gamma_se: float
+    """Standard error of gamma."""
+    t50_h: float
+    """Time of half the asymptote, exp(gamma/delta), in h."""
+    t50_se_h: float
+    """Its standard error by the delta method, in h."""
+    covariance: Float
+    """Covariance of (alpha, delta, gamma), shape (3, 3)."""
+    cluster_covariance: Float | None
+    """Cluster-robust covariance (CR1: G/(G-1) · (n-1)/(n-3)), where groups were given."""
+    rss: float
+    """Residual sum of squares, in %²."""
+    rmse_n: float
+    """√(RSS/n), in %."""
+    rmse_df: float
+    """√(RSS/(n-3)), in %."""
+    r2: float
+    """Share of the variance about the mean that the curve explains."""
+    n: int
+    """Observations used."""
+    n_missing: int
+    """Rows left out because a time, value or group is missing."""
+    n_groups: int
+    """Groups (subjects) the observations come from; n where none were given."""
+    df: int
+    """Residual degrees of freedom, n - 3."""
+    confidence: float
+    """Confidence level of all intervals."""
+    profile: Mapping[str, ProfileInterval]
+    """Profile intervals of alpha, delta, gamma, t50_h and log_t50; empty at a limit or where not asked for."""
+    asymptote_identifiable: bool
+    """Whether the data refute the power law, that is whether alpha has a finite profile limit."""
+    rss_power: float
+    """RSS of the best rising power law, the limit alpha → ∞, in %²."""
+    power_statistic: float
+    """(rss_power - rss) / s², to be compared with ``power_critical``."""
+    power_critical: float
+    """t² of the confidence level with n - 3 degrees of freedom."""
+    limit: str
+    """Empty for a proper sigmoid, else the limit that fits as well: "power", "step" or "constant"."""
+    converged: bool
+    """Whether a proper sigmoid minimises the sum of squares."""
+    n_starts: int
+    """Local minima of the grid that the search began from."""
+    t_h: Float
+    """Times used, in h."""
+    percent: Float
+    """Values used, in %."""
+    scale: float
+    """Factor b of the power law b·t^c at that limit, else alpha."""
+
+    @property
+    def alpha_se_cluster(self) -> float:
+        """Cluster-robust standard error of alpha, NaN where no groups were given."""
+        return _root(self.cluster_covariance, 0)
+
+    @property
+    def delta_se_cluster(self) -> float:
+        """Cluster-robust standard error of delta, NaN where no groups were given."""
+        return _root(self.cluster_covariance, 1)
+
+    @property
+    def gamma_se_cluster(self) -> float:
+        """Cluster-robust standard error of gamma, NaN where no groups were given."""
+        return _root(self.cluster_covariance, 2)
+
+    @property
+    def correlation(self) -> Float:
+        """Correlation of the estimates of (alpha, delta, gamma), shape (3, 3)."""
+        sd = np.sqrt(np.diag(self.covariance))
+        return np.asarray(self.covariance / np.outer(sd, sd))
+
+    def curve(self, t_h: ArrayLike) -> Float:
+        """Return the fitted curve at times in h."""
+        return self._curve_and_gradient(np.asarray(t_h, dtype=np.float64))[0]
+
+    def value_at(self, t_h: ArrayLike, *, confidence: float | None = None, cluster: bool | None = None) -> CurveValue:
+        """Return the fitted curve with its pointwise confidence interval.
+
+        Parameters
+        ----------
+        t_h : array_like
+            Times from onset, in h; a single time gives single numbers.
+        confidence : float, optional
+            Confidence level, by default the one of the fit.
+        cluster : bool, optional
+            Whether to use the cluster-robust covariance with G - 1 degrees of freedom; by default where groups were
+            given.
+
+        Returns
+        -------
+        CurveValue
+            Values, standard errors and limits.
+
+        Raises
+        ------
+        EstimationError
+            If a cluster-robust interval is asked for and no groups were given.
+        """
+        from scipy.stats import t as student
+
+        robust = self.cluster_covariance is not None if cluster is None else cluster
+        if robust and self.cluster_covariance is None:
+            raise EstimationError("a cluster-robust interval needs groups", hint="pass groups= to fit_sigmoid")
+        times = np.asarray(t_h, dtype=np.float64)
+        value, gradient = self._curve_and_gradient(times)
+        used = self.cluster_covariance if robust else self.covariance
+        active = gradient.any(axis=tuple(range(gradient.ndim - 1)))  # a limit has fewer parameters than the sigmoid
+        part, matrix = gradient[..., active], np.asarray(used)[np.ix_(active, active)]
+        se = np.sqrt(np.einsum("...i,ij,...j->...", part, matrix, part))
+        level = self.confidence if confidence is None else confidence
+        half = float(student.ppf(0.5 + level / 2, self.n_groups - 1 if robust else self.df)) * se
+        if times.ndim == 0:
+            return CurveValue(
+                t_h=float(times),
+                value=float(value),
+                se=float(se),
+                ci_low=float(value - half),
+                ci_high=float(value + half),
+            )
+        return CurveValue(t_h=times, value=value, se=se, ci_low=value - half, ci_high=value + half)
+
+    def profile_value(self, t_h: float) -> ProfileInterval:
+        """Return the profile interval of the curve at one time, in h.
+
+        Raises
+        ------
+        EstimationError
+            If the fit sits at a limit of the sigmoid.
+        """
+        if not self.converged:
+            raise EstimationError(f"no sigmoid is determined, so f({t_h:g} h) has no profile (limit: {self.limit})")
+        surface = _Surface(np.log(self.t_h), self.percent)
+        at = float(self.value_at(t_h, cluster=False).value)
+        se = float(self.value_at(t_h, cluster=False).se)
+        threshold = self.rss * (1 + self.power_critical / self.df)
+        x0 = float(np.log(t_h))
+        return _trace(lambda f: surface.given_value(f, x0), at, se, threshold, (-np.inf, np.inf), (np.inf, np.inf))
+
+    def _curve_and_gradient(self, t_h: Float) -> tuple[Float, Float]:
+        from scipy.special import expit
+
+        if (t_h < 0).any():
+            raise DataError(f"a time of {float(t_h.min()):g} h lies before onset")
+        with np.errstate(divide="ignore"):
+            x = np.log(t_h)
+        zero = np.zeros_like(x)
+        finite = np.where(np.isfinite(x), x, 0.0)
+        if self.limit == "power":
+            rise = np.exp(self.delta * x)
+            return self.scale * rise, np.stack([rise, self.scale * rise * finite, zero], axis=-1)
+        if self.limit == "constant":
+            return zero + self.alpha, np.stack([zero + 1.0, zero, zero], axis=-1)
+        if self.limit == "step":
+            above = np.where(t_h > self.t50_h, 1.0, 0.0)
+            return self.alpha * above, np.stack([above, zero, zero], axis=-1)
+        h = expit(self.delta * x - self.gamma)
+        slope = self.alpha * h * (1 - h)
+        return self.alpha * h, np.stack([h, slope * finite, -slope], axis=-1)
+
+
+def fit_sigmoid(
+    t_h: ArrayLike,
+    percent: ArrayLike,
+    *,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    confidence: float = 0.95,
+    profile: bool = True,
+) -> SigmoidFit:
+    """Fit f(t) = alpha t^delta / (exp(gamma) + t^delta) by least squares.
+
+    Parameters
+    ----------
+    t_h : array_like
+        Times from onset, in h, all positive, shape (n,).
+    percent : array_like
+        Values, in %, shape (n,); rows with a missing value are left out and counted.
+    groups : sequence, optional
+        Subject of each observation; gives cluster-robust standard errors.
+    confidence : float, optional
+        Confidence level of all intervals.
+    profile : bool, optional
+        Whether to trace the profile intervals (about 50 ms).
+
+    Returns
+    -------
+    SigmoidFit
+        Parameters, standard errors, profile intervals, and whether the asymptote is identifiable.
+
+    Raises
+    ------
+    DataError
+        If a time is not positive or the columns do not fit together.
+    EstimationError
+        If there are fewer than 5 observations, fewer than 4 different times, or the values do not vary.
+
+    References
+    ----------
+    Golub GH, Pereyra V. The differentiation of pseudo-inverses and nonlinear least squares problems whose variables
+    separate. SIAM J Numer Anal 1973.
+    Bates DM, Watts DG. Nonlinear Regression Analysis and Its Applications. Wiley, 1988.
+
+    Examples
+    --------
+    >>> t = np.array([4.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0])
+    >>> fit = fit_sigmoid(t, 91 / (1 + (25.5 / t) ** 0.71))
+    >>> round(fit.alpha, 3), round(fit.t50_h, 3), fit.converged
+    (91.0, 25.5, True)
+    """
+    from scipy.special import expit
+    from scipy.stats import t as student
+
+    t, y, codes, n_missing = times_and_values(t_h, percent, groups, what="a sigmoid")
+    if is_constant(y):
+        raise EstimationError(f"all {y.size} values equal {y[0]:g}, so there is no time course to fit")
+    n_groups = y.size if codes is None else int(codes.max()) + 1
+    if codes is not None and n_groups < 2:
+        raise EstimationError(f"cluster-robust errors need at least 2 groups, found {n_groups}")
+    x = np.log(t)
+    n, df = y.size, y.size - 3
+    surface = _Surface(x, y)
+    (scale, exponent), rss_power = fit_power(x, y, rising=True)
+    cut_h, level, rss_step = _best_step(t, y)
+    rss_constant = float(np.sum((y - y.mean()) ** 2))
+    theta, starts = surface.minimise()
+
+    def sigmoid(b: Float) -> Float:
+        return np.asarray(b[0] * expit(b[1] * x - b[2]))
+
+    def gradient(b: Float) -> Float:
+        h = expit(b[1] * x - b[2])
+        slope = b[0] * h * (1 - h)
+        return np.column_stack([h, slope * x, -slope])
+
+    fitted = fit_curve(sigmoid, y, theta, jacobian=gradient)
+    critical = float(student.ppf(0.5 + confidence / 2, df)) ** 2
+    limits = {"constant": rss_constant, "step": rss_step, "power": rss_power}
+    rivals = [name for name, rss in limits.items() if rss <= fitted.rss * (1 + _CLOSE)]
+    limit = rivals[0] if rivals else ""
+    if not limit and (not fitted.converged or not 0 < fitted.estimate[1] < _STEEPEST):
+        limit = min(("step", "power"), key=lambda name: limits[name])
+    total = rss_constant
+    common: dict[str, Any] = {
+        "n": n,
+        "n_missing": n_missing,
+        "n_groups": n_groups,
+        "df": df,
+        "confidence": confidence,
+        "rss_power": rss_power,
+        "power_critical": critical,
+        "n_starts": starts,
+        "t_h": t,
+        "percent": y,
+    }
+    if limit:
+        return _at_limit(limit, x, y, codes, (scale, exponent), (cut_h, level), limits, common)
+
+    alpha, delta, gamma = (float(b) for b in fitted.estimate)
+    s2 = fitted.rss / df
+    statistic = (rss_power - fitted.rss) / s2 if s2 > 0 else np.inf
+    lt50 = gamma / delta
+    toward = np.array([0.0, -lt50 / delta, 1 / delta])
+    lt50_se = float(np.sqrt(toward @ fitted.covariance @ toward))
+    intervals: dict[str, ProfileInterval] = {}
+    if profile:
+        intervals = _profiles(surface, fitted.estimate, fitted.se, lt50_se, fitted.rss + s2 * critical, limits)
+    J = gradient(fitted.estimate)
+    return SigmoidFit(
+        alpha=alpha,
+        delta=delta,
+        gamma=gamma,
+        alpha_se=float(fitted.se[0]),
+        delta_se=float(fitted.se[1]),
+        gamma_se=float(fitted.se[2]),
+        t50_h=float(np.exp(lt50)),
+        t50_se_h=float(np.exp(lt50)) * lt50_se,
+        covariance=fitted.covariance,
+        cluster_covariance=_sandwich(J, y - sigmoid(fitted.estimate), codes, 3),
+        rss=fitted.rss,
+        rmse_n=float(np.sqrt(fitted.rss / n)),
+        rmse_df=float(np.sqrt(s2)),
+        r2=1 - fitted.rss / total,
+        profile=intervals,
+        asymptote_identifiable=bool(statistic > critical),
+        power_statistic=float(statistic),
+        limit="",
+        converged=True,
+        scale=alpha,
+        **common,
+    )
+
+
+def times_and_values(
+    t_h: ArrayLike, percent: ArrayLike, groups: Sequence[Any] | NDArray[Any] | None, *, what: str
+) -> tuple[Float, Float, NDArray[np.intp] | None, int]:
+    """Return the complete rows of a time course: times, values, group codes and how many rows were left out."""
+    t, y = as_column(t_h, "t_h"), as_column(percent, "percent")
+    keep = complete(t, y, names=("t_h", "percent"))
+    codes = None
+    if groups is not None:
+        codes, _, missing = labels_of(groups, "groups")
+        if codes.size != t.size:
+            raise DataError(f"the columns differ in length: t_h {t.size}, groups {codes.size}")
+        keep &= ~missing
+    n_missing = int((~keep).sum())
+    t, y = t[keep], y[keep]
+    if codes is not None:
+        codes = np.unique(codes[keep], return_inverse=True)[1].astype(np.intp)
+    require_rows(y.size, 5, what, n_missing=n_missing)
+    if (t <= 0).any():
+        raise DataError(f"{int((t <= 0).sum())} of {t.size} times are not after onset (smallest {t.min():g} h)")
+    different = np.unique(t).size
+    if different < 4:
+        raise EstimationError(f"{what} needs at least 4 different times, found {different} in {t.size} observations")
+    return t, y, codes, n_missing
+
+
+def fit_power(x: Float, y: Float, *, rising: bool = False) -> tuple[tuple[float, float], float]:
+    """Fit b·t^c for x = ln t; return (b, c) and the residual sum of squares."""
+    from scipy.optimize import minimize_scalar
+
+    grid = np.concatenate([np.geomspace(1e-3, 60.0, 120)] if rising else [np.linspace(-10, 10, 161)])
+
+    def shape(c: Float | float) -> Float:
+        log_u = np.multiply.outer(np.asarray(c), x)
+        return np.asarray(np.exp(log_u - log_u.max(axis=-1, keepdims=True)))
+
+    rss = _projected(shape(grid), y)
+    best = int(np.argmin(rss))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
+    found = minimize_scalar(
+        lambda c: float(_projected(shape(c), y)), bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+    )
+    c = float(found.x) if found.fun <= rss[best] else float(grid[best])
+    u = shape(c)
+    b = float(u @ y / (u @ u) * np.exp(-np.max(c * x)))
+    return (b, c), float(np.sum((y - b * np.exp(c * x)) ** 2))
+
+
+class _Surface:
+    """Sum of squares of the sigmoid over (ln delta, g), with h = expit(delta(x - x̄) - g) and gamma = g + delta x̄."""
+
+    def __init__(self, x: Float, y: Float) -> None:
+        self.x, self.y = x, y
+        self.middle = float(x.mean())
+        self.centred = x - self.middle
+        self._grid: tuple[Float, Float, Float] | None = None
+
+    def log_h(self, delta: Float | float, g: Float | float) -> Float:
+        from scipy.special import log_expit
+
+        slope, shift = np.asarray(delta)[..., None], np.asarray(g)[..., None]
+        return np.asarray(log_expit(slope * self.centred - shift))
+
+    def shape(self, delta: Float | float, g: Float | float) -> Float:
+        log_h = self.log_h(delta, g)
+        return np.asarray(np.exp(log_h - log_h.max(axis=-1, keepdims=True)))
+
+    def rss(self, delta: Float | float, g: Float | float) -> Float:
+        return _projected(self.shape(delta, g), self.y)
+
+    def grid(self) -> tuple[Float, Float, Float]:
+        """Return delta, g and ln h on the start grid, shapes (a, b), (a, b), (a, b, n)."""
+        if self._grid is None:
+            delta, g = np.meshgrid(_DELTA, _OFFSETS, indexing="ij")
+            self._grid = (delta, g, self.log_h(delta, g))
+        return self._grid
+
+    def minimise(self) -> tuple[Float, int]:
+        """Return the best (alpha, delta, gamma) over every local minimum of the grid, and how many there were."""
+        from scipy.optimize import leastsq
+
+        delta, g, log_h = self.grid()
+        rss = _projected(np.exp(log_h - log_h.max(axis=-1, keepdims=True)), self.y)
+        starts = _local_minima(rss)[:8]
+        best, best_rss = np.zeros(2), np.inf
+        for i, j in starts:
+            start = [np.log(delta[i, j]), g[i, j]]
+            found = np.asarray(
+                leastsq(self._residual, start, full_output=True, ftol=1e-14, xtol=1e-12, maxfev=400)[0]
+            )
+            value = float(np.sum(self._residual(found) ** 2))
+            if value < best_rss:
+                best, best_rss = found, value
+        slope, shift = float(np.exp(np.clip(best[0], -7, 6))), float(np.clip(best[1], -60, 60))
+        log_u = self.log_h(slope, shift)
+        u = np.exp(log_u - log_u.max())
+        alpha = float(u @ self.y / (u @ u) * np.exp(-log_u.max()))
+        return np.array([alpha, slope, shift + slope * self.middle]), len(starts)
+
+    def _residual(self, theta: Float) -> Float:
+        u = self.shape(float(np.exp(np.clip(theta[0], -7, 6))), float(np.clip(theta[1], -60, 60)))
+        return np.asarray(self.y - u * (u @ self.y) / (u @ u))
+
+    def given_delta(self, delta: float) -> float:
+        return _line(lambda g: self.rss(np.full(np.shape(g), delta), g), np.linspace(-15.0, 35.0, 201))
+
+    def given_gamma(self, gamma: float) -> float:
+        return _line(
+            lambda d: self.rss(np.exp(d), gamma - np.exp(d) * self.middle), np.log(np.geomspace(1e-3, 150.0, 241))
+        )
+
+    def given_log_t50(self, lt50: float) -> float:
+        return _line(
+            lambda d: self.rss(np.exp(d), np.exp(d) * (lt50 - self.middle)), np.log(np.geomspace(1e-3, 150.0, 241))
+        )
+
+    def given_alpha(self, alpha: float) -> float:
+        return self._plane(lambda log_h, _d, _g: alpha * np.exp(log_h))
+
+    def given_value(self, value: float, x0: float) -> float:
+        from scipy.special import log_expit
+
+        def through(log_h: Float, delta: Float, g: Float) -> Float:
+            at = np.asarray(log_expit(delta * (x0 - self.middle) - g))[..., None]
+            return np.asarray(value * np.exp(np.clip(log_h - at, -700, 300)))
+
+        return self._plane(through)
+
+    def _plane(self, curve: Callable[[Float, Float, Float], Float]) -> float:
+        """Minimise over (ln delta, g) a curve whose scale is given."""
+        from scipy.optimize import leastsq
+
+        delta, g, log_h = self.grid()
+        rss = np.sum((self.y - curve(log_h, delta, g)) ** 2, axis=-1)
+
+        def residual(theta: Float) -> Float:
+            d, shift = np.exp(np.clip(theta[0], -7, 6)), np.clip(theta[1], -60, 60)
+            value = curve(self.log_h(d, shift), np.asarray(d), np.asarray(shift))
+            return np.asarray(np.clip(self.y - value, -1e60, 1e60))
+
+        lowest = np.inf
+        for i, j in _local_minima(rss)[:3]:
+            start = [np.log(delta[i, j]), g[i, j]]
+            found = leastsq(residual, start, full_output=True, ftol=1e-10, xtol=1e-10, maxfev=200)[0]
+            lowest = min(lowest, float(np.sum(residual(np.asarray(found)) ** 2)))
+        return lowest
+
+
+def _projected(u: Float, y: Float) -> Float:
+    """Return ‖y‖² - (uᵀy)²/‖u‖² along the last axis, as a sum of squared residuals."""
+    factor = (u @ y) / np.sum(u * u, axis=-1)
+    return np.asarray(np.sum((y - factor[..., None] * u) ** 2, axis=-1))
+
+
+def _local_minima(values: Float) -> list[tuple[int, int]]:
+    """Return the cells of a plane that no neighbour undercuts, lowest first."""
+    padded = np.pad(values, 1, constant_values=np.inf)
+    rows, columns = values.shape
+    lowest = np.ones_like(values, dtype=bool)
+    for i in range(3):
+        for j in range(3):
+            lowest &= values <= padded[i : i + rows, j : j + columns]
+    cells = np.argwhere(lowest)
+    order = np.argsort(values[lowest], kind="stable")
+    return [(int(i), int(j)) for i, j in cells[order]]
+
+
+def _line(rss: Callable[[Float], Float], grid: Float) -> float:
+    """Minimise along one parameter: the best grid cell, then Brent inside it."""
+    from scipy.optimize import minimize_scalar
+
+    values = rss(grid)
+    best = int(np.argmin(values))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
+    found = minimize_scalar(
+        lambda v: float(rss(np.asarray(v))), bounds=(low, high), method="bounded", options={"xatol": 1e-8}
+    )
+    return min(float(found.fun), float(values[best]))
+
+
+def _trace(
+    rss: Callable[[float], float],
+    estimate: float,
+    se: float,
+    threshold: float,
+    edges: tuple[float, float],
+    rss_at_edges: tuple[float, float],
+) -> ProfileInterval:
+    """Walk from the estimate to where the profiled sum of squares passes the threshold, on either side."""
+    from scipy.optimize import brentq
+
+    ends: list[float] = []
+    open_ends: list[bool] = []
+    for sign, edge, rss_edge in zip((-1.0, 1.0), edges, rss_at_edges, strict=True):
+        found, unbounded = edge, rss_edge <= threshold
+        if not unbounded:
+            inside, step = estimate, max(se, 1e-12 * abs(estimate), 1e-300)
+            for _ in range(80):
+                outside = inside + sign * step
+                if sign * (outside - edge) >= 0:
+                    outside = (inside + edge) / 2
+                if rss(outside) > threshold:
+                    low, high = sorted((inside, outside))
+                    excess = {estimate: -1.0}
+                    found = float(
+                        brentq(
+                            lambda v, excess=excess: excess.get(v, rss(v) - threshold),
+                            low,
+                            high,
+                            xtol=1e-7 * abs(high - low) + 1e-300,
+                            rtol=1e-10,
+                        )
+                    )
+                    break
+                inside, step = outside, step * 1.6
+            else:
+                unbounded = True
+        ends.append(found)
+        open_ends.append(bool(unbounded))
+    return ProfileInterval(low=ends[0], high=ends[1], unbounded_low=open_ends[0], unbounded_high=open_ends[1])
+
+
+def _profiles(
+    surface: _Surface, theta: Float, se: Float, lt50_se: float, threshold: float, limits: Mapping[str, float]
+) -> dict[str, ProfileInterval]:
+    """Return the profile intervals of the sigmoid's parameters."""
+    alpha, delta, gamma = (float(b) for b in theta)
+    sign = 1.0 if alpha > 0 else -1.0
+    upright = surface if alpha > 0 else _Surface(surface.x, -surface.y)
+    power, step, constant = limits["power"], limits["step"], limits["constant"]
+    nothing = float(surface.y @ surface.y)
+    wide = (-np.inf, np.inf)
+    a = _trace(upright.given_alpha, abs(alpha), float(se[0]), threshold, wide, (nothing, power))
+    if sign < 0:
+        a = ProfileInterval(
+            low=-a.high, high=-a.low, unbounded_low=a.unbounded_high, unbounded_high=a.unbounded_low
+        )
+    lt50 = _trace(surface.given_log_t50, gamma / delta, lt50_se, threshold, wide, (constant, power))
+    return {
+        "alpha": a,
+        "delta": _trace(surface.given_delta, delta, float(se[1]), threshold, (0.0, np.inf), (constant, step)),
+        "gamma": _trace(surface.given_gamma, gamma, float(se[2]), threshold, wide, (constant, min(power, step))),
+        "log_t50": lt50,
+        "t50_h": ProfileInterval(
+            low=float(np.exp(lt50.low)),
+            high=float(np.exp(lt50.high)),
+            unbounded_low=lt50.unbounded_low,
+            unbounded_high=lt50.unbounded_high,
+        ),
+    }
+
+
+def _sandwich(J: Float, r: Float, codes: NDArray[np.intp] | None, p: int) -> Float | None:
+    """Return the CR1 cluster-robust covariance, None where there are no groups."""
+    if codes is None:
+        return None
+    n, n_groups = r.size, int(codes.max()) + 1
+    score = np.zeros((n_groups, J.shape[1]))
+    np.add.at(score, codes, J * r[:, None])
+    bread = np.linalg.pinv(J.T @ J)
+    factor = n_groups / (n_groups - 1) * (n - 1) / (n - p)
+    return np.asarray(factor * bread @ (score.T @ score) @ bread)
+
+
+def _best_step(t: Float, y: Float) -> tuple[float, float, float]:
+    """Return time, level and RSS of the best rise from zero at once; the scans at the time itself lie in between."""
+    best = (float(t.min()), float(y.mean()), np.inf)
+    for cut in np.unique(t)[:-1]:
+        above = y[t > cut]
+        level = float(above.mean())
+        at = y[t == cut]
+        between = float(np.clip(at.mean(), min(level, 0.0), max(level, 0.0)))
+        rss = float(np.sum(y[t < cut] ** 2) + np.sum((at - between) ** 2) + np.sum((above - level) ** 2))
+        if rss < best[2]:
+            best = (float(cut), level, rss)
+    return best
+
+
+def _at_limit(
+    limit: str,
+    x: Float,
+    y: Float,
+    codes: NDArray[np.intp] | None,
+    power: tuple[float, float],
+    step: tuple[float, float],
+    limits: Mapping[str, float],
+    common: Mapping[str, Any],
+) -> SigmoidFit:
+    """Return the fit where a limit of the sigmoid does as well as any sigmoid."""
+    rss, df, n = limits[limit], common["df"], common["n"]
+    s2 = rss / df
+    covariance = np.full((3, 3), np.nan)
+    if limit == "power":
+        scale, delta = power
+        alpha, gamma, t50 = float(np.copysign(np.inf, scale)), np.inf, np.inf
+        rise = np.exp(delta * x)
+        J, r = np.column_stack([rise, scale * rise * x]), y - scale * rise
+    elif limit == "step":
+        t50, scale = step
+        alpha, delta, gamma = scale, np.inf, np.nan
+        above = np.exp(x) > t50 * (1 + 1e-12)
+        J, r = above[:, None].astype(float), np.where(above, y - scale, 0.0)
+    else:
+        scale = float(y.mean())
+        alpha, delta, gamma, t50 = scale, np.nan, np.nan, 0.0
+        J, r = np.ones((n, 1)), y - scale
+    k = J.shape[1]
+    covariance[:k, :k] = s2 * np.linalg.pinv(J.T @ J)
+    cluster = None
+    if codes is not None:
+        cluster = np.full((3, 3), np.nan)
+        cluster[:k, :k] = _sandwich(J, r, codes, k)
+    statistic = (limits["power"] - rss) / s2 if s2 > 0 else 0.0
+    return SigmoidFit(
+        alpha=alpha,
+        delta=float(delta),
+        gamma=float(gamma),
+        alpha_se=np.nan if limit == "power" else float(np.sqrt(covariance[0, 0])),
+        delta_se=float(np.sqrt(covariance[1, 1])),
+        gamma_se=np.nan,
+        t50_h=float(t50),
+        t50_se_h=np.nan,
+        covariance=covariance,
+        cluster_covariance=cluster,
+        rss=rss,
+        rmse_n=float(np.sqrt(rss / n)),
+        rmse_df=float(np.sqrt(s2)),
+        r2=1 - rss / limits["constant"],
+        profile={},
+        asymptote_identifiable=False,
+        power_statistic=float(statistic),
+        limit=limit,
+        converged=False,
+        scale=float(scale),
+        **common,
+    )
+
+
+def _root(covariance: Float | None, i: int) -> float:
+    return np.nan if covariance is None else float(np.sqrt(covariance[i, i]))

@@ -1,0 +1,61 @@
+"""Comparisons and correlations: paired, ranked, repeated and mixed, each with its exact or small-sample inference.
+
+Two measures, one value a subject: `spearman`, `agreement`, `paired`, `signed_rank`. Several values a subject:
+`rmcorr`, `repeated_anova` (complete tables) and `mixed` (any table). Groups: `rank_sum`, `kruskal_wallis`,
+`one_way`, `fisher_exact`. Many tests at once: `adjust`. Incomplete rows are left out, and every result counts them.
+"""
+
+from __future__ import annotations
+
+from bids_sodium.stats._counts import FisherExact, fisher_exact
+from bids_sodium.stats._mixed import FTest, Mixed, MixedContrast, mixed
+from bids_sodium.stats._multiplicity import adjust
+from bids_sodium.stats._paired import Agreement, PairedComparison, agreement, paired
+from bids_sodium.stats._ranks import (
+    KruskalWallis,
+    RankSum,
+    SignedRank,
+    Spearman,
+    kruskal_wallis,
+    rank_sum,
+    signed_rank,
+    spearman,
+)
+from bids_sodium.stats._repeated import (
+    Anova,
+    AnovaEffect,
+    RepeatedAnova,
+    RepeatedCorrelation,
+    one_way,
+    repeated_anova,
+    rmcorr,
+)
+
+__all__ = [
+    "Agreement",
+    "Anova",
+    "AnovaEffect",
+    "FTest",
+    "FisherExact",
+    "KruskalWallis",
+    "Mixed",
+    "MixedContrast",
+    "PairedComparison",
+    "RankSum",
+    "RepeatedAnova",
+    "RepeatedCorrelation",
+    "SignedRank",
+    "Spearman",
+    "adjust",
+    "agreement",
+    "fisher_exact",
+    "kruskal_wallis",
+    "mixed",
+    "one_way",
+    "paired",
+    "rank_sum",
+    "repeated_anova",
+    "rmcorr",
+    "signed_rank",
+    "spearman",
+]

@@ -1,0 +1,222 @@
+"""k-space → image and its point spread; or, where only an image exists, image → receive-corrected image.
+
+Writes the magnitude, the phase-corrected real part (linear in concentration, so partial-volume correction reads it)
+and the record: noise, resolution of every tissue, convergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_sodium.bidsio.derivatives import Roots
+from bids_sodium.bidsio.files import read_volume
+from bids_sodium.bidsio.kspace import read_kspace
+from bids_sodium.core.constants import relaxation_of
+from bids_sodium.core.data import Volume
+from bids_sodium.core.errors import DataError
+from bids_sodium.image.calibration import ReceiveParams, receive_ratio
+from bids_sodium.image.denoising import background_sigma
+from bids_sodium.recon.psf import point_spread
+from bids_sodium.recon.solvers import ReconstructionParams, phase_corrected_real, reconstruct
+from bids_sodium.steps.outputs import save_image
+from bids_sodium.steps.records import Record, write_record
+
+__all__ = ["VERSION", "Files", "Params", "run", "timing"]
+
+VERSION = "1"
+_TISSUES = ("CGM", "NAWM", "CSF", "lesion")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What the step reads and writes.
+
+    Exactly one of ``kspace`` and ``image`` is given. ``reference`` is an image of the same scene from a volume coil.
+    """
+
+    kspace: Path | None
+    image: Path | None
+    reference: Path | None
+    magnitude: Path
+    real: Path | None
+    record: Path
+    roots: Roots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """How to reconstruct, and what the sidecar says of the scan."""
+
+    reconstruction: ReconstructionParams = field(default_factory=ReconstructionParams)
+    """Weights, solver and filter."""
+    receive: ReceiveParams = field(default_factory=ReceiveParams)
+    """How the receive profile is estimated from array and volume coil."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Sidecar of the sodium scan, as BIDS gives it (times in s)."""
+
+
+def timing(metadata: Mapping[str, Any], *, where: str) -> dict[str, float]:
+    """Return TE, TR (ms) and flip angle (degrees) from a sidecar.
+
+    Raises
+    ------
+    DataError
+        If one is missing or is not a positive number.
+    """
+    found = {}
+    for name, key, scale in (("te_ms", "EchoTime", 1e3), ("tr_ms", "RepetitionTime", 1e3), ("flip_deg", "FlipAngle", 1.0)):
+        value = metadata.get(key)
+        if isinstance(value, (list, tuple)) and value:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise DataError(
+                f"{key} is {'missing' if value is None else repr(value)}",
+                where=where,
+                hint=f"state {key} as a positive number ({'degrees' if key == 'FlipAngle' else 's'}) in the sidecar",
+            )
+        found[name] = float(value) * scale
+    return found
+
+
+def run(files: Files, params: Params) -> None:
+    """Reconstruct one session's sodium image."""
+    record = Record()
+    if files.kspace is not None:
+        _from_kspace(files, params, record)
+    else:
+        _from_image(files, params, record)
+    write_record(files.record, record)
+
+
+def _from_kspace(files: Files, params: Params, record: Record) -> None:
+    assert files.kspace is not None  # noqa: S101
+    kspace = read_kspace(files.kspace, params.metadata)
+    stated = {"te_ms": kspace.te_ms, "tr_ms": kspace.tr_ms, "flip_deg": kspace.flip_deg}
+    if not all(np.isfinite(value) for value in stated.values()):
+        stated = timing(params.metadata, where=str(files.kspace.name))
+    solution = reconstruct(kspace, kspace.grid, params.reconstruction)
+    magnitude = np.abs(solution.image).astype(np.float32)
+    spreads = {}
+    for tissue in _TISSUES:
+        spread = point_spread(
+            kspace.trajectory,
+            decay=relaxation_of(tissue).decay,
+            te_ms=stated["te_ms"],
+            filter=params.reconstruction.apodisation,
+            filter_width=params.reconstruction.filter_width,
+        )
+        spreads[tissue] = {
+            "FWHM": spread.fwhm_mm,
+            "EffectiveVolume": spread.volume_mm3,
+            "ProfileRadius": np.round(spread.r_mm[:400:4], 4),
+            "Profile": np.round(spread.profile[:400:4], 6),
+        }
+        record.measure(f"psf_fwhm_{tissue}", spread.fwhm_mm, "mm", note="point spread with the tissue's T2* decay")
+        record.measure(f"psf_volume_{tissue}", spread.volume_mm3 / 1000.0, "mL", note=f"definition: {spread.definition}")
+    record.measure("noise_sigma", solution.sigma, "a.u.", note="SD of the noise in the real part, from k-space")
+    record.measure("reconstruction_iterations", solution.iterations, note=params.reconstruction.solver)
+    record.measure("reconstruction_converged", float(solution.converged))
+    record.measure("reconstruction_gain", solution.gain, note="response of a uniform ball of 190 mm; one is right")
+    record.measure("kspace_coverage", solution.coverage, note="share of the Nyquist lattice that holds a sample")
+    record.values |= {
+        "sigma": solution.sigma,
+        "source": "kspace",
+        "fwhm_mm": spreads["NAWM"]["FWHM"],
+        "n_coils": kspace.n_coils,
+        **stated,
+    }
+    extra = {
+        "PointSpread": spreads,
+        "NoiseSigma": solution.sigma,
+        "Reconstruction": params.reconstruction,
+        "EchoTime": stated["te_ms"] / 1000.0,
+        "RepetitionTime": stated["tr_ms"] / 1000.0,
+        "FlipAngle": stated["flip_deg"],
+        "ResonantNucleus": "23Na",
+    }
+    save_image(
+        files.magnitude,
+        Volume(magnitude, kspace.grid),
+        roots=files.roots,
+        description="Sodium image reconstructed from k-space, magnitude",
+        sources=[files.kspace],
+        extra=extra,
+    )
+    if files.real is not None:
+        save_image(
+            files.real,
+            Volume(phase_corrected_real(solution.image, kspace.grid), kspace.grid),
+            roots=files.roots,
+            description="Sodium image reconstructed from k-space, real part after removal of its smooth phase",
+            sources=[files.kspace],
+            extra={key: extra[key] for key in ("NoiseSigma", "Reconstruction", "ResonantNucleus")},
+        )
+
+
+def _from_image(files: Files, params: Params, record: Record) -> None:
+    assert files.image is not None  # noqa: S101
+    stated = timing(params.metadata, where=files.image.name)
+    raw = read_volume(files.image, dtype=None)
+    saturation = _ceiling(raw)
+    image = read_volume(files.image)
+    if image.data.ndim != 3:
+        raise DataError(f"the sodium image has {image.data.ndim} axes", where=files.image.name, hint="give one 3-D image")
+    if not np.isfinite(image.data).all():
+        raise DataError(
+            f"{int((~np.isfinite(image.data)).sum())} voxels are NaN or infinite", where=files.image.name, hint="export it again"
+        )
+    if float(np.ptp(image.data)) == 0.0:
+        raise DataError(f"every voxel is {float(image.data.flat[0]):g}", where=files.image.name, hint="export it again")
+    sources = [files.image]
+    if saturation is not None:
+        count = int((raw.data >= saturation).sum())
+        record.measure("saturated_voxels", count, note=f"voxels at the ceiling {saturation:g} of the stored integers")
+        record.values["saturation"] = saturation
+    data = np.asarray(image.data, dtype=np.float32)
+    if files.reference is not None:
+        reference = read_volume(files.reference)
+        sources.append(files.reference)
+        ratio = receive_ratio(image, reference, params.receive)
+        clipped = None if saturation is None else np.asarray(raw.data >= saturation)
+        data = (data / ratio).astype(np.float32)
+        low, middle, high = np.percentile(ratio, [5, 50, 95])
+        record.measure("receive_ratio_median", middle, note=f"array / volume coil, 5-95 %: {low:.2f}-{high:.2f}")
+        if clipped is not None:
+            record.values["clipped"] = np.argwhere(clipped).tolist()
+    elif saturation is not None:
+        record.values["clipped"] = np.argwhere(np.asarray(raw.data >= saturation)).tolist()
+    sigma = background_sigma(Volume(data, image.grid))
+    fwhm_mm = float(np.mean(image.grid.voxel_mm) * 1.59)
+    record.measure("noise_sigma", sigma, "a.u.", note="from the background of the image; k-space would be exact")
+    record.measure("psf_fwhm_nominal", fwhm_mm, "mm", note="1.59 x voxel size: no k-space, so the protocol is assumed")
+    record.omit("partial-volume correction with the acquisition as the model", "no k-space of the sodium scan")
+    record.values |= {"sigma": sigma, "source": "image", "fwhm_mm": fwhm_mm, "n_coils": 1, **stated}
+    save_image(
+        files.magnitude,
+        Volume(data, image.grid),
+        roots=files.roots,
+        description="Sodium image as exported" + (", divided by the receive profile" if files.reference else ""),
+        sources=sources,
+        extra={
+            "NoiseSigma": sigma,
+            "EchoTime": stated["te_ms"] / 1000.0,
+            "RepetitionTime": stated["tr_ms"] / 1000.0,
+            "FlipAngle": stated["flip_deg"],
+            "ResonantNucleus": "23Na",
+        },
+    )
+
+
+def _ceiling(image: Volume) -> float | None:
+    """Return the value at which integers were clipped: several voxels share the maximum 2^n - 1."""
+    if not np.issubdtype(image.data.dtype, np.integer):
+        return None
+    top = int(image.data.max())
+    if top > 0 and (top + 1) & top == 0 and int((image.data == top).sum()) >= 2:
+        return float(top)
+    return None
