@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bids_sodium.core.errors import ConfigError, SodiumError
+from bids_sodium.group.ms import MsParams
 from bids_sodium.group.stroke import StrokeParams
 from bids_sodium.image.calibration import CalibrationParams
 from bids_sodium.image.denoising import DenoisingParams
@@ -34,8 +35,8 @@ __all__ = ["SLOPPY", "Config", "RunParams", "load", "parse_setting", "preset", "
 SLOPPY: Mapping[str, Mapping[str, Any]] = {
     "reconstruction": {"iterations": 2},
     "denoising": {"block_radius": 1},
-    "segmentation": {"tv_iterations": 8},
     "stroke": {"n_resamples": 200},
+    "ms": {"n_resamples": 200, "selection_resamples": 20},
 }
 """What ``--sloppy`` makes cheaper; it stands right above the defaults, so that any layer may set it back."""
 
@@ -78,7 +79,7 @@ class RunParams:
     """File that the Dask scheduler has written."""
 
     slurm_options: tuple[str, ...] = ()
-    """Options of Slurm jobs as ``key=value`` of submitit: ``slurm_partition=short``, ``timeout_min=60``."""
+    """Options of Slurm jobs as ``key=value`` of submitit: ``partition=short``, ``time=60`` (minutes)."""
 
     def __post_init__(self) -> None:
         for name in ("n_procs", "omp_nthreads", "mem_gb", "random_seed"):
@@ -119,6 +120,7 @@ class Config:
     partialvolume: PartialVolumeParams = field(default_factory=PartialVolumeParams)
     regions: RoiParams = field(default_factory=RoiParams)
     stroke: StrokeParams = field(default_factory=StrokeParams)
+    ms: MsParams = field(default_factory=MsParams)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return sections and keys as plain values, tuples as lists."""
@@ -247,7 +249,8 @@ def load(
         for section in reversed(sections):
             nested = {section: nested}
         layers.append(("--set", nested))
-    if any(isinstance(run := layer.get("run"), Mapping) and run.get("sloppy") is True for _, layer in layers):
+    said = [run["sloppy"] for _, layer in layers if isinstance(run := layer.get("run"), Mapping) and "sloppy" in run]
+    if said and said[-1] is True:
         layers.insert(0, ("--sloppy", SLOPPY))
     config = Config()
     for where, layer in layers:
@@ -301,7 +304,8 @@ def _kind(section: str) -> Any:
 
 
 def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    close = [name for name in names if name.startswith(word)] or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

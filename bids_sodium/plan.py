@@ -230,7 +230,7 @@ class _Participant:
             session,
             quantify.run_diffusion,
             files,
-            quantify.DiffusionParams(),
+            quantify.DiffusionParams(diffusion=self.config.diffusion),
             version=quantify.VERSION,
             outputs=(files.adc, files.b0, files.record),
         )

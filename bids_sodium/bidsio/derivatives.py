@@ -142,7 +142,8 @@ def sidecar(
     if resolution is not None:
         content["Resolution"] = resolution
     content |= _plain(extra or {})
-    content["SoftwareVersions"] = software_versions()
+    # BIDS defines this key as one text.
+    content["SoftwareVersions"] = "; ".join(f"{name} {version}" for name, version in software_versions().items())
     return content
 
 

@@ -1,4 +1,4 @@
-"""Read and write images, tables and sidecars; nibabel's only door.
+"""Read and write images, transforms, tables and sidecars; nibabel's only door.
 
 A file is written beside its place under a hidden temporary name and renamed when it is whole, so that no reader ever
 sees half a file.
@@ -19,18 +19,24 @@ import numpy as np
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import DataError, GeometryError
 from bids_sodium.core.tables import Table
+from bids_sodium.spatial.transforms import Affine, Chain, Transform, Warp
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
+    import SimpleITK as sitk  # noqa: N813
+    from numpy.typing import NDArray
 
 __all__ = [
     "atomically",
     "read_json",
     "read_table",
+    "read_transform",
     "read_volume",
     "write_json",
     "write_table",
     "write_text",
+    "write_transform",
     "write_volume",
 ]
 
@@ -149,6 +155,210 @@ def write_volume(path: Path, volume: Volume, *, dtype: Any = np.float32) -> Path
     image.set_sform(volume.grid.affine, code=1)
     image.set_qform(volume.grid.affine, code=1)
     return atomically(path, lambda temporary: nib.save(image, temporary))
+
+
+def write_transform(path: Path, transform: Transform) -> Path:
+    """Write a transform for ITK, ANTs and Slicer, atomically and reproducibly.
+
+    ``target_from_source`` goes into ``from-source_to-target_mode-image_xfm``: such a file moves images from source to
+    target and so holds the map of points from target to source, in LPS coordinates.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.txt`` for an affine map (Insight Transform File V1.0), in ``.h5`` for any (ITK composite). In HDF5
+        the fields of the other direction are stored beside ITK's groups, so that both come back exactly.
+    transform : Affine, Warp or Chain
+        ``target_from_source``.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    DataError
+        If the name ends otherwise, or in ``.txt`` for a warp.
+    EstimationError
+        If a warp has no inverse.
+    """
+    if path.suffix == ".txt":
+        if not isinstance(transform, Affine):
+            raise DataError("a text file holds an affine transform only", where=str(path), hint="name it .h5")
+        return write_text(path, _insight_text(transform.inverse()))
+    if path.suffix != ".h5":
+        raise DataError(f"transforms are not written as '{path.suffix}'", where=str(path), hint="name it .txt or .h5")
+    back = transform.inverse()
+    return atomically(path, lambda temporary: _write_itk_hdf5(temporary, back))
+
+
+def read_transform(path: Path, target: str, source: str) -> Transform:
+    """Read an ITK transform that moves images from source to target.
+
+    Parameters
+    ----------
+    path : Path
+        ``.txt``, ``.tfm``, ``.mat`` or ``.h5``, of this app, ITK or ANTs.
+    target, source : str
+        Names of the frames; the file does not know them.
+
+    Returns
+    -------
+    Affine, Warp or Chain
+        ``target_from_source`` on points in RAS+ mm: the inverse of the map in the file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, cannot be read or holds another kind of transform.
+    EstimationError
+        If it holds a warp of one direction that cannot be inverted.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    _present(path)
+    try:
+        whole = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(
+            f"cannot be read as a transform ({reason})", where=str(path), hint="write it with ITK or ANTs"
+        ) from error
+    inverses = _stored_inverses(path) if path.suffix == ".h5" else {}
+    parts = _itk_parts(whole)
+    names = [source, *(f"{target}-{source}-{i}" for i in range(1, len(parts))), target]
+    links = [_link_of(part, names[i], names[i + 1], inverses.get(i), path) for i, part in enumerate(parts)]
+    chain: Transform = links[0]
+    for link in links[1:]:
+        chain = chain @ link
+    return chain.inverse()
+
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ to LPS+ and back."""
+
+_OTHER_WAY = "OtherDirection"
+"""Group of the inverse fields in an HDF5 file; ITK does not look into it."""
+
+
+def _lps_parameters(affine: Affine) -> NDArray[np.float64]:
+    """Return ITK's twelve parameters of an affine map: the matrix by rows, the shift."""
+    matrix = _LPS @ affine.matrix @ _LPS
+    return np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]]) + 0.0
+
+
+def _insight_text(affine: Affine) -> str:
+    parameters = " ".join(repr(float(value)) for value in _lps_parameters(affine))
+    return (
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: {parameters}\nFixedParameters: 0 0 0\n"
+    )
+
+
+def _field_parameters(grid: Grid) -> NDArray[np.float64]:
+    """Return ITK's fixed parameters of a displacement field: size, origin, spacing, direction."""
+    affine = _LPS @ grid.affine
+    direction = affine[:3, :3] / np.array(grid.voxel_mm)
+    return np.concatenate([grid.shape, affine[:3, 3], grid.voxel_mm, direction.ravel()]) + 0.0
+
+
+def _lps_field(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a field's values in ITK's order (x fastest) with LPS components."""
+    return np.ascontiguousarray(field.transpose(2, 1, 0, 3) * np.array([-1, -1, 1], dtype=np.float32)).ravel() + 0.0
+
+
+def _write_itk_hdf5(path: Path, transform: Transform) -> None:
+    """Write ITK's HDF5 layout without its time stamps."""
+    import h5py
+
+    links = transform.links if isinstance(transform, Chain) else (transform,)
+    with h5py.File(path, "w") as file:
+        # ITK refuses a file without the four words on its origin but does not read them.
+        for name in ("HDFVersion", "ITKVersion", "OSName", "OSVersion"):
+            file[name] = np.array(["1" if name.endswith("Version") else "any"], dtype=h5py.string_dtype("ascii"))
+        group = file.create_group("TransformGroup")
+        composite = len(links) > 1
+        if composite:
+            group.create_group("0")["TransformType"] = _word("CompositeTransform_double_3_3")
+        for place, link in enumerate(links):
+            entry = group.create_group(str(place + composite))
+            if isinstance(link, Affine):
+                entry["TransformType"] = _word("AffineTransform_double_3_3")
+                entry["TransformFixedParameters"] = np.zeros(3)
+                entry["TransformParameters"] = _lps_parameters(link)
+                continue
+            entry["TransformType"] = _word("DisplacementFieldTransform_double_3_3")
+            entry["TransformFixedParameters"] = _field_parameters(link.grid)
+            _write_field(entry, "TransformParameters", link.displacement_mm)
+            other = link.inverse()
+            stored = file.require_group(_OTHER_WAY).create_group(str(place))
+            stored["FixedParameters"] = _field_parameters(other.grid)
+            _write_field(stored, "Parameters", other.displacement_mm)
+
+
+def _word(text: str) -> Any:
+    import h5py
+
+    return np.array([text], dtype=h5py.string_dtype("ascii"))
+
+
+def _write_field(group: h5py.Group, name: str, field: NDArray[np.float32]) -> None:
+    values = _lps_field(field)
+    group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True, chunks=True)
+
+
+def _stored_inverses(path: Path) -> dict[int, tuple[NDArray[np.float32], Grid]]:
+    """Return the inverse field of each link that has one stored."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if _OTHER_WAY not in file:
+            return {}
+        return {
+            int(place): _ras_field(np.asarray(entry["FixedParameters"]), np.asarray(entry["Parameters"]))
+            for place, entry in file[_OTHER_WAY].items()
+        }
+
+
+def _ras_field(fixed: NDArray[np.float64], values: NDArray[np.floating]) -> tuple[NDArray[np.float32], Grid]:
+    """Return an ITK displacement field as RAS+ values on a grid."""
+    nx, ny, nz = (int(n) for n in fixed[:3])
+    affine = np.eye(4)
+    affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = fixed[3:6]
+    field = values.reshape(nz, ny, nx, 3).transpose(2, 1, 0, 3) * np.array([-1.0, -1.0, 1.0])
+    return field.astype(np.float32), Grid((nx, ny, nz), _LPS @ affine)
+
+
+def _itk_parts(transform: sitk.Transform) -> list[sitk.Transform]:
+    """Return the members of a composite, nested ones too, in the order in which they are written."""
+    import SimpleITK as sitk  # noqa: N813
+
+    plain = transform.Downcast()
+    if not isinstance(plain, sitk.CompositeTransform):
+        return [plain]
+    return [part for i in range(plain.GetNumberOfTransforms()) for part in _itk_parts(plain.GetNthTransform(i))]
+
+
+def _link_of(
+    part: sitk.Transform, target: str, source: str, inverse: tuple[NDArray[np.float32], Grid] | None, path: Path
+) -> Affine | Warp:
+    """Return one ITK transform as a map in RAS+."""
+    import SimpleITK as sitk  # noqa: N813
+
+    if isinstance(part, sitk.DisplacementFieldTransform):
+        values = np.asarray(sitk.GetArrayFromImage(part.GetDisplacementField()))
+        field, grid = _ras_field(np.array(part.GetFixedParameters()), values)
+        other, other_grid = (None, None) if inverse is None else inverse
+        return Warp(field, grid, target, source, other, other_grid)
+    if not part.IsLinear():
+        raise DataError(f"a {part.GetName()} is not understood", where=str(path), hint="convert it to a field")
+    shift = np.array(part.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    matrix[:3, :3] = np.stack([np.array(part.TransformPoint(tuple(unit))) - shift for unit in np.eye(3)], axis=1)
+    return Affine(_LPS @ matrix @ _LPS, target, source)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def read_kspace(path: Path, sidecar: Mapping[str, Any] | None = None, *, delay_m
         if suffix in {".h5", ".hdf5", ".mrd"}:
             kspace = _read_hdf5(path, sidecar)
         elif suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                kspace = _from_arrays({name: np.asarray(arrays[name]) for name in arrays.files}, sidecar)
+            kspace = _from_arrays(_read_npz(path), sidecar)
         else:
             raise DataError(
                 f"raw data of the unknown format '{suffix}'",
@@ -113,7 +112,7 @@ def read_kspace(path: Path, sidecar: Mapping[str, Any] | None = None, *, delay_m
     except DataError as error:
         inner = f"{error.where}: {error.what}" if error.where and error.where != where else error.what
         raise DataError(inner, where=where, hint=error.hint) from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ET.ParseError) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, ET.ParseError) as error:
         raise DataError(
             f"cannot be read as raw data, it may be truncated ({error})", where=where, hint="copy or convert it again"
         ) from error
@@ -223,6 +222,16 @@ def _header(kspace: KSpace) -> bytes:
         if math.isfinite(value):
             add(sequence, name, value)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError("cannot be read as raw data, it is no .npz archive", hint="write it with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except ValueError as error:
+        raise DataError(f"an array cannot be read ({error})", hint="store plain numeric arrays") from error
 
 
 def _read_hdf5(path: Path, sidecar: Mapping[str, Any]) -> KSpace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,22 +33,26 @@ class Validation(NamedTuple):
     n_warnings: int
 
 
-def run_validator(bids_dir: Path, *, find: Callable[[str], str | None] = shutil.which) -> Validation:
+def _find(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def run_validator(bids_dir: Path, *, find: Callable[[str], str | None] | None = None) -> Validation:
     """Run bids-validator-deno on a dataset, where it is installed.
 
     Parameters
     ----------
     bids_dir : Path
         Dataset.
-    find : callable
-        Finds the program by its name.
+    find : callable, optional
+        Finds the program by its name; by default on the PATH, then beside this Python.
 
     Returns
     -------
     Validation
         ``ran`` is false where the validator is not installed.
     """
-    program = find("bids-validator-deno")
+    program = (find or _find)("bids-validator-deno")
     if program is None:
         return Validation(ran=False, errors=(), n_warnings=0)
     done = subprocess.run([program, "--json", str(bids_dir)], capture_output=True, text=True, check=False)  # noqa: S603

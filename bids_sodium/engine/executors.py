@@ -29,6 +29,7 @@ from bids_sodium.engine.resources import cpu_count, memory_gb
 from bids_sodium.engine.tasks import Stamps, Task, in_order
 
 __all__ = [
+    "DaskExecutor",
     "Event",
     "InlineExecutor",
     "LocalExecutor",
@@ -36,7 +37,7 @@ __all__ = [
     "Report",
     "SlurmExecutor",
     "WorkerDiedError",
-    "dask_executor",
+    "cluster",
     "run",
 ]
 
@@ -281,38 +282,49 @@ def _death(exit_code: int | None) -> str:
     return f"the process was ended by {name}{hint}"
 
 
-def dask_executor(*, address: str | None = None, scheduler_file: Path | None = None) -> Executor:
-    """Return the executor of a Dask cluster that runs already.
+class DaskExecutor(Executor):
+    """Workers of a Dask cluster that runs already.
 
     Parameters
     ----------
-    address : str, optional
-        Address of its scheduler.
-    scheduler_file : Path, optional
-        File that its scheduler has written.
+    address : str
+        Address of its scheduler, or empty.
+    scheduler_file : str
+        File that its scheduler has written, or empty.
 
     Raises
     ------
     ConfigError
         If Dask is not installed, neither is given or the cluster does not answer.
     """
-    if address is None and scheduler_file is None:
-        raise ConfigError("no Dask cluster is named", hint="give --dask-address or --dask-scheduler-file")
-    try:
-        import distributed
-    except ImportError as error:
-        raise ConfigError("Dask is not installed", hint="pip install 'bids_sodium[dask]'") from error
-    try:
+
+    def __init__(self, *, address: str = "", scheduler_file: str = "") -> None:
+        if not address and not scheduler_file:
+            raise ConfigError("no Dask cluster is named", hint="give --dask-address or --dask-scheduler-file")
+        try:
+            import distributed
+        except ImportError as error:
+            raise ConfigError("Dask is not installed", hint="pip install 'bids_sodium[dask]'") from error
         connect: Any = distributed.Client
-        client = connect(address) if address is not None else connect(scheduler_file=str(scheduler_file))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the Dask scheduler does not answer ({error})",
-            where=str(address or scheduler_file),
-            hint="start the cluster first",
-        ) from error
-    executor: Executor = client.get_executor(pure=False, retries=0)
-    return executor
+        try:
+            self._client = connect(address) if address else connect(scheduler_file=scheduler_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"the Dask scheduler does not answer ({error})",
+                where=address or scheduler_file,
+                hint="start the cluster first",
+            ) from error
+        # A task that kills its worker is a failed task: it must not take further workers along.
+        self._executor: Executor = self._client.get_executor(pure=False, retries=0)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand a call to the cluster."""
+        return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; the cluster itself goes on."""
+        self._executor.shutdown(wait=wait and not cancel_futures)
+        self._client.close()
 
 
 class SlurmExecutor(Executor):
@@ -323,7 +335,7 @@ class SlurmExecutor(Executor):
     folder : Path
         Where submitit keeps calls, results and logs; every node must see it.
     parameters : mapping
-        Passed to submitit (``slurm_partition``, ``timeout_min``, ``slurm_array_parallelism`` ...).
+        Slurm options as submitit names them: ``partition``, ``time``, ``mem``, ``array_parallelism`` ...
     poll_s : float
         Time between looks for results, in s.
 
@@ -420,6 +432,42 @@ def _queued() -> set[str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return set(done.stdout.split())
+
+
+def cluster(
+    kind: str, *, folder: Path, dask_address: str = "", dask_scheduler_file: str = "", slurm_options: Iterable[str] = ()
+) -> Executor | None:
+    """Return the executor that a configuration names, ``None`` for local processes.
+
+    Parameters
+    ----------
+    kind : str
+        ``"local"``, ``"dask"`` or ``"slurm"``.
+    folder : Path
+        Where Slurm jobs keep calls and results; every node must see it.
+    dask_address, dask_scheduler_file : str
+        Where the Dask scheduler is found.
+    slurm_options : iterable of str
+        ``key=value`` of submitit.
+
+    Raises
+    ------
+    ConfigError
+        If the engine is unknown, not installed or refuses its options.
+    """
+    if kind == "dask":
+        return DaskExecutor(address=dask_address, scheduler_file=dask_scheduler_file)
+    if kind == "slurm":
+        parameters: dict[str, Any] = {}
+        for option in slurm_options:
+            name, equals, value = option.partition("=")
+            if not equals:
+                raise ConfigError(f"{option!r} is not key=value", where="--slurm-option", hint="write partition=short")
+            parameters[name] = int(value) if value.isdigit() else value
+        return SlurmExecutor(folder, parameters)
+    if kind != "local":
+        raise ConfigError(f"no executor {kind!r}", hint="choose local, dask or slurm")
+    return None
 
 
 def run(

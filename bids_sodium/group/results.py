@@ -8,12 +8,13 @@ interval, every p value in [0, 1] and no p value that contradicts its interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError, InternalError
 from bids_sodium.core.tables import GROUP_RESULT
@@ -21,10 +22,13 @@ from bids_sodium.core.tables import GROUP_RESULT
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bids_sodium.stats.comparisons import Mixed
+
 __all__ = ["Analysis", "Ledger", "Study", "check_rows", "empty_results", "listing", "plural", "taken"]
 
 _TEXT = frozenset({"analysis", "model", "subset", "outcome", "term", "method", "note"})
 _NUMBERS = tuple(name for name in GROUP_RESULT.names if name not in _TEXT)
+_RESAMPLED = ("BCa", "bootstrap")
 _SLACK = 1e-7  # relative rounding that a limit or a p value may carry
 
 
@@ -129,8 +133,9 @@ def check_rows(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame
     """Return the table if every row agrees with itself.
 
     Checked: standard errors, degrees of freedom and counts are not negative; p values lie in [0, 1] and an adjusted
-    one is not below its raw one; ``ci_low <= estimate <= ci_high``; and, where the table has a column ``null``
-    (the value that the p value tests), ``p < 1 - confidence`` exactly when the interval leaves ``null`` out.
+    one is not below its raw one; ``ci_low <= estimate <= ci_high`` (for methods that begin with ``BCa`` or
+    ``bootstrap``, whose limits are quantiles of replicates, ``ci_low <= ci_high``); and, where the table has a column
+    ``null`` (the value that the p value tests), ``p < 1 - confidence`` exactly when the interval leaves it out.
 
     Parameters
     ----------
@@ -185,6 +190,9 @@ def _interval_problem(row: Mapping[str, Any], alpha: float) -> str:
     if math.isnan(low) and math.isnan(high):
         return ""
     low, high = (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
+    if str(row.get("method", "")).startswith(_RESAMPLED):
+        # quantiles of replicates need not enclose the estimate where the replicates are skewed
+        return "" if low <= high else f"interval runs from {low:.6g} down to {high:.6g}"
     finite = [abs(v) for v in (estimate, low, high) if math.isfinite(v)]
     slack = _SLACK * max(finite, default=0.0)
     if not low - slack <= estimate <= high + slack:
@@ -243,6 +251,43 @@ class Ledger:
         if unknown:
             raise InternalError(f"no column named {', '.join(sorted(unknown))}", where=self.name)
         self._rows.append({"analysis": self.name, **values})
+
+    def add_contrasts(
+        self, fit: Mixed, terms: Sequence[str], L: NDArray[np.float64], shared: Mapping[str, Any], note: str = ""
+    ) -> None:
+        """Add a row for each combination of a mixed model's effects, with Kenward-Roger inference.
+
+        Parameters
+        ----------
+        fit : Mixed
+            The model.
+        terms : sequence of str
+            Name of each combination.
+        L : ndarray
+            Weights, shape (len(terms), effects); each combination is tested against zero.
+        shared : mapping
+            Columns that all rows share.
+        note : str
+            What else to say; Satterthwaite's inference is added.
+        """
+        c = fit.contrast(L)
+        singular = "no variance between groups is seen" if fit.singular else ""
+        for i, term in enumerate(terms):
+            other = f"Satterthwaite: SE {c.se[i]:.4g}, df {c.df_satterthwaite[i]:.4g}, p {c.p_satterthwaite[i]:.4g}"
+            self.add(
+                **shared,
+                term=term,
+                estimate=c.estimate[i],
+                se=c.se_kenward_roger[i],
+                ci_low=c.ci_low_kenward_roger[i],
+                ci_high=c.ci_high_kenward_roger[i],
+                statistic=c.estimate[i] / c.se_kenward_roger[i],
+                df=c.df_kenward_roger[i],
+                p=c.p_kenward_roger[i],
+                n=fit.n,
+                null=0.0,
+                note="; ".join(part for part in (note, other, singular) if part),
+            )
 
     def skip(self, part: str, reason: str) -> None:
         """Note that a part could not be computed."""

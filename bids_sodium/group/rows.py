@@ -190,26 +190,27 @@ def scans(
     import pandas as pd
 
     _require(table, ("participant_id", "session_id", "roi", "contrast", "percent_change", "onset_to_scan_h"))
-    rows = table[table["roi"].notna() & ~table["roi"].isin(["n/a", ""])].copy()
+    every = table.copy()
+    every["t_h"] = numeric(every["onset_to_scan_h"], where="column onset_to_scan_h")
+    every["window"] = np.select(
+        [
+            every["t_h"].between(*early_h, inclusive="right"),
+            every["t_h"].between(*late_h, inclusive="right"),
+            every["t_h"] > late_h[1],
+        ],
+        ["early", "late", "after"],
+        default="",
+    )
+    rows = every[every["roi"].notna() & ~every["roi"].isin(["n/a", ""])].copy()
     if not len(rows):
         raise DataError("no row belongs to a region of interest", where="group table", hint="give lesion masks with -d")
     chosen = choose_method(rows, method) if "method" in rows and rows["method"].notna().any() else ""
     if chosen:
         rows = rows[rows["method"] == chosen]
-    rows["t_h"] = numeric(rows["onset_to_scan_h"], where="column onset_to_scan_h")
     rows["percent"] = numeric(rows["percent_change"], where="column percent_change")
     rows["volume_ml"] = numeric(rows["volume_ml"], where="column volume_ml") if "volume_ml" in rows else np.nan
     rows["kept"] = numeric(rows["kept"], where="column kept") if "kept" in rows else 1.0
     rows["reason"] = rows["reason"].fillna("").astype(str) if "reason" in rows else ""
-    rows["window"] = np.select(
-        [
-            rows["t_h"].between(*early_h, inclusive="right"),
-            rows["t_h"].between(*late_h, inclusive="right"),
-            rows["t_h"] > late_h[1],
-        ],
-        ["early", "late", "after"],
-        default="",
-    )
     repeated = rows.duplicated(["participant_id", "session_id", "roi", "contrast"])
     if repeated.any():
         first = rows[repeated].iloc[0]
@@ -228,7 +229,7 @@ def scans(
         .drop_duplicates(["participant_id", "session_id", "roi"])[[*columns[:5], "volume_ml"]]
         .reset_index(drop=True)
     )
-    clinical = rows.drop_duplicates(["participant_id", "session_id"]).reset_index(drop=True)
+    clinical = every.drop_duplicates(["participant_id", "session_id"]).reset_index(drop=True)
     return Scans(
         points=pd.DataFrame(rows[keep][columns]).reset_index(drop=True),
         volumes=volumes,

@@ -77,8 +77,8 @@ class CalibrationParams:
     """Edge of a vial as a fraction of its peak: at half the signal a blurred edge keeps its place."""
 
     minimum_likeness: float = 0.5
-    """Least product of contrast, fill of the ellipsoid of inertia and roundness; 0.65 to 0.85 for vials and at most 0.42
-    for face, neck and ears of a head at 7 T."""
+    """Least product of contrast, fill of the ellipsoid of inertia, roundness and size; 0.6 to 0.9 for vials, most of
+    face, neck and ears of a head at 7 T lie below 0.5."""
 
     core_fraction: float = 0.5
     """Share of the depth of a vial that is eroded to leave its core, 0 to 1."""

@@ -255,7 +255,8 @@ def background_sigma(volume: Volume, *, order: int | None = 1) -> float:
         )
     whole = bool((values[: values.size // 2] == np.rint(values[: values.size // 2])).all())
     orders = (order,) if order is not None else tuple(range(1, 9)) + tuple(range(10, 65, 2))
-    fits = [_fit_air(values, shape, whole=whole) for shape in orders]
+    peak = _mode(_spread_ties(values) if whole else values)
+    fits = [_fit_air(values, shape, peak=peak, whole=whole) for shape in orders]
     sigma, misfit = min(fits, key=lambda fit: fit[1])
     if not np.isfinite(sigma) or not np.isfinite(misfit):
         raise EstimationError(
@@ -298,11 +299,18 @@ def _mode(values: NDArray[np.float64]) -> float:
     return float(values.mean())
 
 
-def _fit_air(values: NDArray[np.float64], shape: int, *, whole: bool) -> tuple[float, float]:
+def _spread_ties(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spread equal whole numbers evenly over the interval that was rounded to them."""
+    _, start, count = np.unique(values, return_index=True, return_counts=True)
+    rank = np.arange(values.size) - np.repeat(start, count)
+    return np.asarray(values + (rank + 0.5) / np.repeat(count, count) - 0.5)
+
+
+def _fit_air(values: NDArray[np.float64], shape: int, *, peak: float, whole: bool) -> tuple[float, float]:
     """Return sigma of the air and the Kolmogorov distance of the air below its 80th percentile."""
     from scipy import special
 
-    sigma = _mode(values) / np.sqrt(2 * shape - 1)
+    sigma = peak / np.sqrt(2 * shape - 1)
     edge = special.gammaincinv(shape, 0.8)
     for _ in range(60):
         cut = np.sqrt(2 * edge) * sigma

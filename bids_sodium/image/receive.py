@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+from bids_sodium.image.vials import air_threshold
 
 __all__ = ["ReceiveParams", "correct_receive", "receive_ratio"]
 
@@ -23,9 +24,6 @@ class ReceiveParams:
 
     fwhm_mm: float = 20.0
     """Full width at half maximum of the low-pass filter, in mm; sensitivities vary over centimetres."""
-
-    noise_factor: float = 4.0
-    """Voxels brighter than this many times the median of the darkest quarter carry signal."""
 
     floor: float = 0.1
     """Smallest sensitivity, as a fraction of its median over the signal, so that division stays bounded."""
@@ -40,8 +38,8 @@ def receive_ratio(
 ) -> NDArray[np.float64]:
     """Return the receive sensitivity of an array relative to a volume coil.
 
-    Both images are low-pass filtered over the voxels with signal (normalised convolution) and divided; outside, the
-    ratio is continued with ever wider filters.
+    Both images are low-pass filtered over the voxels with signal and divided (normalised convolution); the tail of the
+    filter continues the ratio to the border of the field of view.
 
     Parameters
     ----------
@@ -89,29 +87,23 @@ def receive_ratio(
             raise DataError(f"a sensitivity needs two finite images with three axes, got shape {image.shape}")
     if mask is not None and mask.shape != lower.shape:
         raise GeometryError(f"a mask of shape {mask.shape} for an image of shape {lower.shape}")
-    inside = _signal(lower, params) if mask is None else np.asarray(mask, dtype=bool)
+    voxel = np.array(array.grid.voxel_mm)
+    inside = _signal(lower, voxel) if mask is None else np.asarray(mask, dtype=bool)
     inside = inside & (upper > 0) & (lower > 0)
     if not inside.any():
         raise EstimationError("no voxel has signal in both images", hint="check that both show the same head")
-    voxel = np.array(array.grid.voxel_mm)
-    weight = inside.astype(np.float64)
-    ratio = np.full(lower.shape, np.nan)
-    width_mm = params.fwhm_mm
-    while np.isnan(ratio).any():
+    top, bottom = np.zeros(lower.shape), np.zeros(lower.shape)
+    width_mm, share = params.fwhm_mm, 1.0
+    # one kernel with a heavy tail: Gaussians of rising width and falling share, the wide ones for outside the head
+    while True:
         sigma = width_mm / 2.3548 / voxel
-        top, bottom, cover = (
-            ndimage.gaussian_filter(values * weight, sigma, mode="constant", truncate=3.0)
-            for values in (upper, lower, np.ones_like(lower))
-        )
-        # a voxel is served by the narrowest filter that sees enough of the head
-        good = np.isnan(ratio) & (cover > 0.05) & (bottom > 0)
-        ratio[good] = top[good] / bottom[good]
-        if width_mm > 4 * max(array.grid.fov_mm):
-            ratio[np.isnan(ratio)] = upper[inside].sum() / lower[inside].sum()
-        width_mm *= 1.5
-    # blend the shells of the ever wider filters
-    blended = ndimage.gaussian_filter(ratio, params.fwhm_mm / 2.3548 / voxel, mode="nearest", truncate=3.0)
-    ratio = np.where(inside, ratio, blended)
+        top += share * ndimage.gaussian_filter(np.where(inside, upper, 0.0), sigma, mode="constant")
+        bottom += share * ndimage.gaussian_filter(np.where(inside, lower, 0.0), sigma, mode="constant")
+        if width_mm > max(array.grid.fov_mm):
+            break
+        width_mm, share = 1.5 * width_mm, share / 30
+    far = upper[inside].sum() / lower[inside].sum()
+    ratio = np.divide(top, bottom, out=np.full(lower.shape, far), where=bottom > 0)
     return np.asarray(np.maximum(ratio, params.floor * float(np.median(ratio[inside]))))
 
 
@@ -144,14 +136,11 @@ def correct_receive(image: Volume, ratio: NDArray[np.floating]) -> Volume:
     return image.with_data(np.asarray(image.data, dtype=np.float64) / ratio)
 
 
-def _signal(image: NDArray[np.float64], params: ReceiveParams) -> NDArray[np.bool_]:
-    """Voxels well above the air, without specks."""
+def _signal(image: NDArray[np.float64], voxel: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Voxels above the air, without specks."""
     from scipy import ndimage
 
-    present = image[image > 0]
-    if present.size == 0:
+    if not (image > 0).any():
         return np.zeros(image.shape, dtype=bool)
-    dark = float(np.median(np.sort(present)[: max(present.size // 4, 1)]))
-    # an image without noise has no dark quarter: half of what a bright voxel gives is signal there too
-    level = min(params.noise_factor * dark, 0.5 * float(np.percentile(present, 75)))
-    return np.asarray(ndimage.binary_opening(image > level))
+    smooth = ndimage.gaussian_filter(image, 4.0 / 2.3548 / voxel)
+    return np.asarray(ndimage.binary_opening(smooth > air_threshold(smooth)))

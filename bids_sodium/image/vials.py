@@ -22,7 +22,16 @@ from bids_sodium.image.denoising import correct_noise_floor
 if TYPE_CHECKING:
     from bids_sodium.image.calibration import CalibrationParams
 
-__all__ = ["Vial", "VialSignals", "candidate_vials", "find_vials", "head_mask", "measure_vials", "saturation_of"]
+__all__ = [
+    "Vial",
+    "VialSignals",
+    "air_threshold",
+    "candidate_vials",
+    "find_vials",
+    "head_mask",
+    "measure_vials",
+    "saturation_of",
+]
 
 _FWHM = float(np.sqrt(8 * np.log(2)))
 _FEWEST_VOXELS = 4
@@ -147,7 +156,7 @@ def head_mask(image: Volume, params: CalibrationParams) -> NDArray[np.bool_]:
     data = _magnitude(image)
     voxel = np.array(image.grid.voxel_mm)
     smooth = ndimage.gaussian_filter(data, 4.0 / _FWHM / voxel)
-    body = smooth > _above_air(smooth)
+    body = smooth > air_threshold(smooth)
     body = _largest(body)
     body = np.asarray(ndimage.binary_fill_holes(body))
     for axis in range(3):
@@ -197,8 +206,10 @@ def candidate_vials(
     from scipy import ndimage
 
     data = _magnitude(image)
+    margin_mm = params.head_margin_mm
     if head is None:
-        head = head_mask(image, params)
+        # seen in the image itself the head is blurred already
+        head, margin_mm = head_mask(image, params), 0.0
     if head.shape != data.shape:
         raise GeometryError(f"a head mask of shape {head.shape} for an image of shape {data.shape}")
     head = np.asarray(head, dtype=bool)
@@ -207,7 +218,9 @@ def candidate_vials(
     smooth = ndimage.gaussian_filter(data, 4.0 / _FWHM / voxel)
     air = _air_level(data, smooth, head)
     excess = np.maximum(smooth - air[0], 0.0)
-    free = ~_dilate(head, params.head_margin_mm, voxel)
+    # distances run between centres of voxels, the surface lies half a voxel nearer
+    half_voxel = 0.5 * float(voxel.max())
+    free = ~_dilate(head, margin_mm + half_voxel, voxel)
     peaks = free & (smooth == ndimage.maximum_filter(smooth, size=3)) & (excess > params.noise_factor * air[1])
     if head.any():
         peaks &= excess > params.minimum_brightness * float(np.median(excess[head]))
@@ -219,24 +232,23 @@ def candidate_vials(
         if taken[index]:
             continue
         level = params.edge_fraction * excess[index]
-        labels, _ = ndimage.label((excess > level) & free & ~taken)
-        body = labels == labels[index]
+        # what is much brighter than the peak, such as an eye that touches the vial, is another body
+        alike = (excess > 0.5 * level) & (excess <= 1.3 * excess[index]) & ~taken
+        body = _around(alike & (excess > level) & free, index)
         # a second peak without a valley before the first is the same vial under an uneven receive profile
-        summit, _ = ndimage.label((excess > 0.5 * excess[index]) & free)
-        if (taken & (summit == summit[index])).any() or excess[body].max() > 1.001 * excess[index]:
+        if (taken & _around((excess > level) & free, index)).any():
             continue
-        whole = _regrow(body, (excess > level) & ~head & ~taken, params.head_margin_mm, voxel)
+        whole = _regrow(body, alike & (excess > level) & ~head, margin_mm + half_voxel, voxel)
         volume_ml = float(whole.sum()) * image.grid.voxel_ml
         # blur lowers the peak of a thin vial: its foot at a quarter of the peak keeps its volume
-        labels, _ = ndimage.label((excess > 0.5 * level) & ~head & ~taken)
-        foot_ml = float((labels == labels[index]).sum()) * image.grid.voxel_ml
+        foot_ml = float(_around(alike & ~head, index).sum()) * image.grid.voxel_ml
         if foot_ml < params.minimum_ml or volume_ml > params.maximum_ml or whole.sum() < _FEWEST_VOXELS:
             continue
         likeness = _likeness(whole, excess, free & ~taken, voxel)
         likeness *= min(float(np.sqrt(volume_ml / params.minimum_ml)), 1.0)
         if likeness < params.minimum_likeness:
             continue
-        taken |= _dilate(whole, 1.5 * float(voxel.max()), voxel)
+        taken |= _dilate(whole, 3 * half_voxel, voxel)
         centre = image.grid.world(np.argwhere(whole).mean(0))
         found.append(
             Vial(
@@ -335,7 +347,8 @@ def measure_vials(
     The core of each mask is eroded until half its depth (``params.core_fraction``) is gone. Clipped voxels are only
     known to lie above the ceiling: in the median they take the highest ranks, never their value, and the cylinder fit
     leaves them out. The variance of the median of n voxels is
-    :math:`\sigma^2 (\pi/2 + m - 1) / n`, where m voxels share one independent noise value.
+    :math:`\sigma^2 n^{-2} \sum_{ij} \arcsin \rho_{ij}`, that of the fit :math:`\sigma^2 g^T \rho g`, where the
+    correlation :math:`\rho` of the noise is a Gaussian of ``correlation_voxels`` voxels' volume.
 
     Parameters
     ----------
@@ -353,8 +366,8 @@ def measure_vials(
         Values are magnitudes, whose noise floor is taken off the signal (with ``sigma`` given). False for real parts
         and where the floor is already gone.
     correlation_voxels : float
-        Voxels that share one independent noise value, at least 1: the integral of the noise autocorrelation over the
-        volume of a voxel.
+        Voxels that share one independent noise value, at least 1 (white noise): the integral of the noise's
+        autocorrelation, over the volume of a voxel.
     inner_radius_mm, fwhm_mm : float, optional
         Inner radius of the vials and full width at half maximum of the point spread; with both, a cylinder convolved
         with a Gaussian of that width is fitted.
@@ -416,13 +429,14 @@ def measure_vials(
             noise = float(np.sqrt((noise_map[core] ** 2).mean()))
         else:
             noise = float(1.4826 * np.median(np.abs(data[core] - core_signal)))
-        se = noise * float(np.sqrt((np.pi / 2 + correlation_voxels - 1) / n_core))
+        share = core / n_core
+        se = noise * float(np.sqrt(_variance(share, voxel, correlation_voxels, median=True)))
         signal, used, method = core_signal, n_core - int(clipped[core].sum()), "core"
         if inner_radius_mm is not None and fwhm_mm is not None:
             fit = _fit_cylinder(data, mask, clipped, image.grid, radius_mm=inner_radius_mm, fwhm_mm=fwhm_mm)
             if fit is not None and abs(fit[0] - core_signal) <= params.fit_tolerance * abs(core_signal):
-                signal, used, method = fit[0], fit[2], "cylinder"
-                se = noise * fit[1] * float(np.sqrt(correlation_voxels))
+                signal, used, method = fit[0], int((fit[1] != 0).sum()), "cylinder"
+                se = noise * float(np.sqrt(_variance(fit[1], voxel, correlation_voxels)))
         if magnitude and noise_map is not None and noise > 0:
             signal, core_signal = (_floorless(value, noise, image.grid) for value in (signal, core_signal))
         rows.append((signal, se, used, int(clipped[mask].sum()), method, core_signal, noise))
@@ -463,8 +477,14 @@ def _air_level(data: NDArray[np.float64], smooth: NDArray[np.float64], head: NDA
     return middle + 0.385 * spread, spread
 
 
-def _above_air(smooth: NDArray[np.float64]) -> float:
-    """Threshold between air and head: a fifth of the way from the air to a typical voxel of the head."""
+def air_threshold(smooth: NDArray[np.float64]) -> float:
+    """Return a threshold between air and head: a fifth of the way from the air to a typical voxel of the head.
+
+    Parameters
+    ----------
+    smooth : ndarray
+        Smoothed magnitudes of a whole image.
+    """
     present = smooth[smooth > 1e-6 * smooth.max()]
     # bright vials and scalp must not lift the first split
     split = _otsu(np.minimum(present, np.percentile(present, 90)))
@@ -497,6 +517,14 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if count == 0:
         return mask
     return np.asarray(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
+
+
+def _around(mask: NDArray[np.bool_], index: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Return the connected part of a mask that holds one of its voxels."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask)
+    return np.asarray(labels == labels[index])
 
 
 def _depth(mask: NDArray[np.bool_], voxel: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -568,11 +596,11 @@ def _fit_cylinder(
     *,
     radius_mm: float,
     fwhm_mm: float,
-) -> tuple[float, float, int] | None:
-    """Amplitude of a blurred cylinder, its standard error for unit white noise, and the voxels used.
+) -> tuple[float, NDArray[np.float64]] | None:
+    """Signal inside a blurred cylinder, and the weight of each voxel in that estimate.
 
     Across its axis a cylinder convolved with a Gaussian is ``P(chi'^2_2((r/s)^2) < (a/s)^2)``, a noncentral chi-square
-    distribution; its ends are left out.
+    distribution; its ends are left out, and so are voxels that other bodies spoil.
     """
     from scipy import optimize, stats
 
@@ -592,29 +620,56 @@ def _fit_cylinder(
     if values.size < 12:
         return None
 
-    def profile(shift: NDArray[np.float64]) -> NDArray[np.float64]:
+    def designed(shift: NDArray[np.float64]) -> NDArray[np.float64]:
         direction = axis + shift[2:] @ across
         direction = direction / np.linalg.norm(direction)
         offset = points - centre - shift[:2] @ across
         radius2 = (offset**2).sum(-1) - (offset @ direction) ** 2
-        return np.asarray(
-            stats.ncx2.cdf((radius_mm / width) ** 2, 2, np.maximum(radius2, 1e-9) / width**2), dtype=np.float64
-        )
+        profile = stats.ncx2.cdf((radius_mm / width) ** 2, 2, np.maximum(radius2, 1e-9) / width**2)
+        return np.stack([profile, np.ones_like(profile)], -1)
 
-    def solve(shift: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        design = np.stack([profile(shift), np.ones_like(values)], -1)
-        return np.linalg.lstsq(design, values, rcond=None)[0], design
-
-    def residual(shift: NDArray[np.float64]) -> NDArray[np.float64]:
-        beta, design = solve(shift)
+    def residual(shift: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+        design = designed(shift)
+        beta = np.linalg.lstsq(design[good], values[good], rcond=None)[0]
         return np.asarray(values - design @ beta)
 
-    fit = optimize.least_squares(
-        residual,
-        np.zeros(4),
-        bounds=([-radius_mm] * 2 + [-0.5] * 2, [radius_mm] * 2 + [0.5] * 2),
-        x_scale=[1, 1, 0.1, 0.1],
-    )
-    beta, design = solve(fit.x)
-    inverse = np.linalg.pinv(design.T @ design)
-    return float(beta[0]) + float(beta[1]), float(np.sqrt(inverse.sum())), int(values.size)
+    def weighted(shift: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.asarray(residual(shift, good)[good])
+
+    good, shift = np.ones(values.size, dtype=bool), np.zeros(4)
+    limits = np.array([radius_mm, radius_mm, 0.5, 0.5])
+    for _ in range(4):
+        shift = optimize.least_squares(
+            weighted, shift, args=(good,), bounds=(-limits, limits), x_scale=limits / 5, xtol=1e-5, ftol=1e-6
+        ).x
+        rest = residual(shift, good)
+        # scalp, eyes and other vials within reach of the fit are no part of it
+        kept = np.abs(rest - np.median(rest)) <= 4 * 1.4826 * np.median(np.abs(rest - np.median(rest)))
+        if kept.sum() < 12 or bool((kept == good).all()):
+            break
+        good = kept
+    design = designed(shift)[good]
+    beta = np.linalg.lstsq(design, values[good], rcond=None)[0]
+    weights = np.zeros(data.shape)
+    place = np.argwhere(near)[use][good]
+    weights[tuple(place.T)] = design @ np.linalg.pinv(design.T @ design).sum(0)
+    return float(beta.sum()), weights
+
+
+def _variance(
+    weights: NDArray[np.float64], voxel: NDArray[np.float64], correlation_voxels: float, *, median: bool = False
+) -> float:
+    """Variance, for unit noise, of a weighted mean or of the median of voxels with Gaussian noise correlation."""
+    from scipy import fft
+
+    if correlation_voxels == 1:
+        return float((weights**2).sum()) * (np.pi / 2 if median else 1.0)
+    box = weights[tuple(slice(low.min(), low.max() + 1) for low in np.nonzero(weights))]
+    shape = [fft.next_fast_len(2 * n, real=True) for n in box.shape]
+    spectrum = fft.rfftn(box, shape)
+    pairs = fft.irfftn(np.abs(spectrum) ** 2, shape)
+    # a Gaussian autocorrelation exp(-r^2 / 4 w^2) has the volume (4 pi w^2)^(3/2)
+    width = float(np.cbrt(correlation_voxels * voxel.prod())) / np.sqrt(4 * np.pi)
+    lags = np.meshgrid(*(fft.fftfreq(n, 1 / n) * edge for n, edge in zip(shape, voxel, strict=True)), indexing="ij")
+    correlation = np.exp(-sum(lag**2 for lag in lags) / (4 * width**2))
+    return float((pairs * (np.arcsin(np.minimum(correlation, 1.0)) if median else correlation)).sum())

@@ -271,7 +271,7 @@ def _refined(
     same = np.ptp(k, axis=0).max() < 1e-6 * edge
     radius, mass = (k[0], weights.sum(axis=0)) if same else (k.ravel(), weights.ravel())
 
-    # Samples act through |k| alone: each is shared by two nodes (the unknowns) and two fine bins (where waves are known).
+    # Samples act through |k| alone: each is shared by two nodes (unknowns) and two fine bins (where waves are known).
     n_bins, n_nodes = 8192, nodes.size
     top = radius.max() * (1.0 + 1e-9)
     bin_at = radius / top * n_bins
@@ -306,7 +306,7 @@ def _refined(
 
 
 def _pipe_menon(trajectory: Trajectory, grid: Grid, params: WeightParams, threads: int) -> NDArray[np.float64]:
-    """Iterate ``w <- w / |A{c A^H w}|`` with ``c = 1 - 1.5 r + 0.5 r^3``, the overlap of two balls a distance r apart."""
+    """Iterate ``w <- w / |A{c A^H w}|`` with ``c = 1 - 1.5 r + 0.5 r^3``, the overlap of two balls."""
     from bids_sodium.recon.nufft import Nufft
 
     doubled = Grid((grid.shape[0] * 2, grid.shape[1] * 2, grid.shape[2] * 2), grid.affine)

@@ -106,12 +106,7 @@ class Nufft:
             import finufft
 
             if self._points is None:
-                k = self.trajectory.k_per_mm
-                steps = 2.0 * np.pi * np.array(self.grid.voxel_mm)
-                self._points = tuple(
-                    np.ascontiguousarray((k[..., axis].astype(np.float64) * steps[axis]).ravel(), dtype=self._real)
-                    for axis in range(3)
-                )
+                self._points = tuple(self._angles(axis) for axis in range(3))
             plan = finufft.Plan(
                 kind,
                 self.grid.shape,
@@ -126,6 +121,13 @@ class Nufft:
             plan.setpts(*self._points)
             self._plans[kind, n] = plan
         return self._plans[kind, n]
+
+    def _angles(self, axis: int) -> NDArray[Any]:
+        """Return ``2 pi k`` times the voxel size along one axis, multiplied in double and rounded once."""
+        angles = np.empty(self._shape, dtype=self._real)
+        step = 2.0 * np.pi * self.grid.voxel_mm[axis]
+        np.multiply(self.trajectory.k_per_mm[..., axis], step, out=angles, dtype=np.float64, casting="same_kind")
+        return angles.ravel()
 
 
 class Toeplitz:

@@ -518,11 +518,10 @@ def _check_extent(trajectory: Trajectory, grid: Grid) -> None:
     ratio = float((reach * 2.0 * voxel).max())
     if 0.1 <= ratio <= 1.1:
         return
-    guesses: dict[float, str] = {**_UNITS, float(1.0 / voxel.min()): "units of the matrix (+-0.5)"}
-    likely = [name for factor, name in guesses.items() if 0.4 <= ratio / factor <= 1.05]
-    hint = (
-        f"positions are cycles/mm; these look like {likely[0]}" if likely and ratio > 1 else "check unit and voxel size"
-    )
+    guesses: dict[float, str] = {**_UNITS, float(voxel.min()): "units of the matrix (+-0.5)"}
+    # A scan mostly reaches the Nyquist limit of its grid, so the factor nearest to the ratio is the likely one.
+    distance, likely = min((abs(float(np.log(ratio / factor))), name) for factor, name in guesses.items())
+    hint = f"positions are cycles/mm; these look like {likely}" if distance < 0.7 else "check unit and voxel size"
     raise DataError(
         f"the trajectory reaches {reach.max():.4g} cycles/mm, "
         f"a voxel of {voxel.min():.3g} mm resolves {0.5 / voxel.min():.4g}",

@@ -334,7 +334,7 @@ def cartesian(shape: tuple[int, int, int], *, voxel_mm: float, readout_ms: float
     """
     _positive(voxel_mm=voxel_mm, readout_ms=readout_ms)
     x, y, z = ((np.arange(n) - n // 2) / (n * voxel_mm) for n in shape)
-    lattice = np.stack(np.meshgrid(y, z, x, indexing="ij"), axis=-1).reshape(-1, shape[0], 3)[..., [2, 0, 1]]
+    lattice = np.stack(np.meshgrid(z, y, x, indexing="ij"), axis=-1).reshape(-1, shape[0], 3)[..., ::-1]
     return Trajectory(lattice.astype(np.float32), _dwell_centres(shape[0], readout_ms, 0.0), None, "cartesian")
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
-    "backward_paths",
     "calibration_line",
     "curve_with_points",
     "forest",
@@ -31,6 +30,7 @@ __all__ = [
     "paired_volumes",
     "point_spread_profile",
     "save",
+    "scatter_panels",
     "tissue_dots",
     "time_courses",
 ]
@@ -335,16 +335,25 @@ def forest(rows: DataFrame, *, label: str, xlabel: str, reference: float = 0.0) 
     return figure
 
 
-def backward_paths(path: DataFrame, *, step: str, term: str, p: str) -> Figure:
-    """Show the p value of every term through a backward elimination."""
-    figure, axis = _figure(5.0, 3.0)
-    for colour, (name, rows) in zip(_CYCLE * 4, path.groupby(term, sort=False), strict=False):
-        axis.plot(rows[step], rows[p], "o-", color=colour, label=str(name), markersize=4)
-    axis.set_yscale("log")
-    axis.set_xlabel("step")
-    axis.set_ylabel("p")
-    axis.legend(frameon=False, fontsize=7)
-    _plain(axis)
+def scatter_panels(
+    panels: Sequence[tuple[str, DataFrame]], *, x: str, y: str, xlabel: str, ylabel: str, columns: int = 4
+) -> Figure:
+    """Show points with their least-squares line, one panel a pair of variables."""
+    width, rows = min(columns, len(panels)), -(-len(panels) // columns)
+    figure, axes = _figure(2.7 * width, 2.6 * rows, rows, width, squeeze=False)
+    for axis, (title, points) in zip(axes.flat, panels, strict=False):
+        a, b = points[x].to_numpy(dtype=float), points[y].to_numpy(dtype=float)
+        axis.plot(a, b, "o", color=COLOURS["blue"], markersize=3, alpha=0.7)
+        slope, intercept = np.polyfit(a, b, 1)
+        ends = np.array([a.min(), a.max()])
+        axis.plot(ends, slope * ends + intercept, color=COLOURS["red"])
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel(xlabel, fontsize=7)
+        _plain(axis)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for line in axes:
+        line[0].set_ylabel(ylabel, fontsize=7)
     return figure
 
 

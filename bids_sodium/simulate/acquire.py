@@ -73,8 +73,8 @@ class Vial:
 
 
 VIALS = (
-    Vial(name="phantom40", mmol_l=40.0, centre_mm=(-84.0, 64.0, 14.0)),
-    Vial(name="phantom80", mmol_l=80.0, centre_mm=(84.0, 64.0, 14.0)),
+    Vial(name="phantom40", mmol_l=40.0, centre_mm=(-88.0, 68.0, 14.0)),
+    Vial(name="phantom80", mmol_l=80.0, centre_mm=(88.0, 68.0, 14.0)),
 )
 """Two vials in front of the temples, clear of every head that the simulator draws, within a field of view of 240 mm."""
 
@@ -257,7 +257,8 @@ def _transform(
     affine = pose @ lattice.affine
     k_max = float(np.sqrt((k_world**2).sum(axis=1).max()))
     signal, affine = _cropped(signal, affine)
-    signal, affine = _band_limited(signal, affine, k_max)
+    if k_max > 0:
+        signal, affine = _band_limited(signal, affine, k_max)
     centre = affine @ [*(np.array(signal.shape) // 2), 1.0]
     points = 2.0 * np.pi * (k_world @ affine[:3, :3])
     values = finufft.nufft3d2(
@@ -351,7 +352,7 @@ def vial_fraction(vial: Vial, grid: Grid, na_from_image: NDArray[np.floating] | 
     Returns
     -------
     (nx, ny, nz) ndarray
-        0 to 1, from 4 x 4 x 4 points in every voxel.
+        0 to 1, from points at most 0.5 mm apart.
 
     Examples
     --------
@@ -367,15 +368,18 @@ def vial_fraction(vial: Vial, grid: Grid, na_from_image: NDArray[np.floating] | 
     low, high = np.floor(index.min(axis=0)).astype(int), np.ceil(index.max(axis=0)).astype(int) + 1
     box = tuple(slice(max(int(a), 0), min(max(int(b), 0), n)) for a, b, n in zip(low, high, grid.shape, strict=True))
     out = np.zeros(grid.shape, dtype=np.float32)
-    sub = (np.arange(4) - 1.5) / 4.0
-    fine = [(np.arange(s.start, s.stop)[:, None] + sub).ravel() for s in box]
+    blocks = tuple(max(2, int(np.ceil(size / 0.5))) for size in grid.voxel_mm)
+    fine = [
+        (np.arange(s.start, s.stop)[:, None] + (np.arange(n) + 0.5) / n - 0.5).ravel()
+        for s, n in zip(box, blocks, strict=True)
+    ]
     if all(axis.size for axis in fine):
         points = grid.world(np.stack(np.meshgrid(*fine, indexing="ij"), axis=-1))
         points = points @ pose[:3, :3].T + pose[:3, 3] - np.array(vial.centre_mm)
         inside = (np.hypot(points[..., 0], points[..., 1]) <= vial.radius_mm) & (
             np.abs(points[..., 2]) <= vial.length_mm / 2.0
         )
-        out[box] = _block_mean(inside.astype(np.float32), (4, 4, 4))
+        out[box] = _block_mean(inside.astype(np.float32), blocks)
     return out
 
 
@@ -457,7 +461,7 @@ def to_scanner(
 
     pose = np.eye(4) if source_from_target is None else np.asarray(source_from_target, dtype=np.float64)
     finest = min(grid.voxel_mm)
-    blocks = tuple(max(1, int(round(size / finest))) for size in target.voxel_mm)
+    blocks = tuple(max(1, round(size / finest)) for size in target.voxel_mm)
     fine = target.affine @ np.diag([*(1.0 / np.array(blocks)), 1.0])
     fine[:3, 3] = (target.affine @ [*((1.0 / np.array(blocks) - 1.0) / 2.0), 1.0])[:3]
     index = np.linalg.inv(grid.affine) @ pose @ fine

@@ -65,23 +65,23 @@ class AnatomyParams:
     voxel_mm: float = 1.0
     """Voxel of the T1w frame that all truth lives on, in mm."""
 
-    fov_mm: tuple[float, float, float] = (192.0, 224.0, 200.0)
+    fov_mm: tuple[float, float, float] = (200.0, 232.0, 208.0)
     """Extent of the T1w frame, in mm; takes in the whole head."""
 
     centre_mni_mm: tuple[float, float, float] = (0.0, -16.0, 2.0)
     """MNI152 point that lies at the origin of the T1w frame before the random translation, in mm."""
 
-    scale: tuple[float, float] = (0.90, 1.0)
+    scale: tuple[float, float] = (0.87, 0.96)
     """Range of the size relative to MNI152, no unit; the template is larger than most people's brains."""
 
     anisotropy: float = 0.02
     """Standard deviation of the scale along each axis, no unit."""
 
-    rotation_deg: float = 4.0
-    """Standard deviation of the rotation about each axis, in degrees."""
+    rotation_deg: float = 3.0
+    """Standard deviation of the rotation about each axis, in degrees; drawn within two of them."""
 
-    translation_mm: float = 3.0
-    """Standard deviation of the translation along each axis, in mm."""
+    translation_mm: float = 2.5
+    """Standard deviation of the translation along each axis, in mm; drawn within two of them."""
 
     displacement_mm: float = 2.0
     """Standard deviation of the smooth displacement along each axis, in mm."""
@@ -352,7 +352,7 @@ def _smooth_field(grid: Grid, smoothness_mm: float, n: int, rng: np.random.Gener
 
 def _soft_edge(signed_mm: NDArray[np.floating], width_mm: float) -> _Array:
     """Return 1 where ``signed_mm`` is well below zero and 0 well above, linear over the width."""
-    return np.clip(0.5 - signed_mm / width_mm, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(0.5 - signed_mm / width_mm, 0.0, 1.0), dtype=np.float32)
 
 
 def draw_anatomy(rng: np.random.Generator, params: AnatomyParams | None = None) -> Anatomy:
@@ -374,10 +374,11 @@ def draw_anatomy(rng: np.random.Generator, params: AnatomyParams | None = None) 
 
     p = params or AnatomyParams()
     template, shells = load_head_template(), _shells()
-    shape = tuple(int(round(fov / p.voxel_mm)) for fov in p.fov_mm)
+    shape = tuple(round(fov / p.voxel_mm) for fov in p.fov_mm)
     grid = Grid.centred((shape[0], shape[1], shape[2]), p.voxel_mm)
-    scale = rng.uniform(*p.scale) * (1.0 + p.anisotropy * rng.standard_normal(3))
-    t1w_from_mni = rigid(p.rotation_deg * rng.standard_normal(3), p.translation_mm * rng.standard_normal(3))
+    stretch, rotation, translation = np.clip(rng.standard_normal((3, 3)), -2.0, 2.0)
+    scale = rng.uniform(*p.scale) * (1.0 + p.anisotropy * stretch)
+    t1w_from_mni = rigid(p.rotation_deg * rotation, p.translation_mm * translation)
     shift = np.eye(4)
     shift[:3, 3] = -np.array(p.centre_mni_mm)
     t1w_from_mni = t1w_from_mni @ np.diag([*scale, 1.0]) @ shift
@@ -416,9 +417,7 @@ def draw_anatomy(rng: np.random.Generator, params: AnatomyParams | None = None) 
     fractions["vitreous"] = np.minimum(fractions["vitreous"], room)
     fractions["soft"] = np.minimum(fractions["soft"], room - fractions["vitreous"])
     ventricle = np.full(grid.shape, 1e3, dtype=np.float32)
-    ventricle[near] = ndimage.map_coordinates(
-        shells.ventricle_mm, _index(shells.grid, points), order=1, mode="nearest"
-    )
+    ventricle[near] = ndimage.map_coordinates(shells.ventricle_mm, _index(shells.grid, points), order=1, mode="nearest")
     return Anatomy(grid, fractions, mni, ventricle)
 
 

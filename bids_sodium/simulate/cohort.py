@@ -93,6 +93,10 @@ class StrokeCohortParams:
     adc_sd_percent: float = 5.0
     """Standard deviation of the ADC change of one region of one scan, in %."""
 
+    rise_necrosis_correlation: float = 0.6
+    """Correlation of the asymptote with the log of the final necrotic volume (the stroke paper: rank correlation of
+    sodium rise and necrosis 0.66)."""
+
     minimum_ml: float = 1.0
     """Regions below this volume are kept out, in mL (the stroke paper's 1 cm3)."""
 
@@ -178,7 +182,8 @@ def stroke_cohort(
     for i in range(n):
         name = f"sub-{i + 1:02d}"
         small = lossy and i == n - 1
-        asymptote = float(rng.normal(p.alpha_percent, p.asymptote_sd_percent))
+        rise = float(rng.normal())
+        asymptote = p.alpha_percent + p.asymptote_sd_percent * rise
         plateau = float(np.clip(rng.normal(p.adc_plateau_percent, p.adc_plateau_sd_percent), -80.0, -8.0))
         necrosis_ml = (
             float(rng.uniform(0.5, 0.9)) if small else float(np.clip(np.exp(rng.normal(3.0, 0.9)), 3.0, 200.0))
@@ -533,7 +538,7 @@ def _person(rng: np.random.Generator, group: str, values: dict[str, float]) -> d
         "sex": "F" if rng.random() < women else "M",
         "disease_duration": round(values["disease_duration"], 1),
         "dmt": int(rng.random() < treated) if patient else np.nan,
-        "edss": float(np.clip(np.round(2.0 * values["edss"]) / 2.0, low, high)) if patient else np.nan,
+        "edss": float(np.clip(np.round(2.0 * values["edss"]) / 2.0, low, high)) + 0.0 if patient else np.nan,
         "t25fw_s": float(1.0 / np.clip(values["walking_speed"], 1.0 / 180.0, 0.5)) if patient else np.nan,
         "fatigue": float(np.clip(values["fatigue"], 1.0, 7.0)) if patient else np.nan,
     }

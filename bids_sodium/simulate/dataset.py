@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from bids_sodium.simulate.acquire import (
     vial_fraction,
 )
 from bids_sodium.simulate.brain import (
-    PARENCHYMA,
     Anatomy,
     AnatomyParams,
     Head,
@@ -163,7 +162,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "ms": _MS,
     "stroke-sloppy": replace(
         _STROKE,
-        trajectory={**_STROKE.trajectory, "Spokes": 2600, "Samples": 160, "NominalVoxelSize": 6.0},
+        trajectory={**_STROKE.trajectory, "Spokes": 2600, "Samples": 160, "MaxGradient": 2.0, "NominalVoxelSize": 6.0},
         matrix=42,
         voxel_mm=6.0,
         **_COARSE,
@@ -227,6 +226,9 @@ class Visit:
 
     truth_images: bool = True
     """Whether the true fractions are written as images."""
+
+    landmarks: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Points (n, 3) of the brain in the reference T1w frame, and where they lie in MNI152, in mm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,15 +402,18 @@ def write(
             f"{n_participants} participants with {n_sessions} sessions",
             hint="ask for at least one participant, and one to three sessions",
         )
-    options = {"study": study, "seed": seed, "sloppy": sloppy, "snr": snr}
-    options |= {"n_sessions": n_sessions, "truth_images": truth_images}
-    if executor is None:
-        written = [write_participant(folder, number, **options) for number in range(1, n_participants + 1)]
-    else:
-        futures = [
-            executor.submit(write_participant, folder, number, **options) for number in range(1, n_participants + 1)
-        ]
-        written = [future.result() for future in futures]
+    person = partial(
+        write_participant,
+        folder,
+        study=study,
+        seed=seed,
+        sloppy=sloppy,
+        snr=snr,
+        n_sessions=n_sessions,
+        truth_images=truth_images,
+    )
+    numbers = range(1, n_participants + 1)
+    written = [person(number) for number in numbers] if executor is None else list(executor.map(person, numbers))
     write_tables(folder, written, study=study, snr=snr, seed=seed)
     return folder
 
@@ -453,6 +458,15 @@ def _pose(rng: np.random.Generator, rotation_deg: float, translation_mm: float) 
     return rigid(rotation_deg * draws[0], translation_mm * draws[1])
 
 
+def _landmarks(anatomy: Anatomy, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return 200 points of the brain in the T1w frame and in MNI152."""
+    if anatomy.mni_mm is None:
+        return None
+    inside = np.argwhere(anatomy.parenchyma > 0.9)
+    chosen = inside[rng.choice(len(inside), size=200, replace=False)]
+    return anatomy.grid.world(chosen.astype(np.float64)), anatomy.mni_mm[tuple(chosen.T)].astype(np.float64)
+
+
 def _ms_participant(
     folder: Path,
     label: str,
@@ -491,12 +505,11 @@ def _ms_participant(
         scans=("na", "t1w", "flair", "pdt2head", "pdt2body"),
         t1w_from=poses,
         truth_images=truth_images,
+        landmarks=_landmarks(anatomy, rng),
     )
     tissues, regions = write_visit(folder, visit, protocol, rng, snr=snr)
     facts = {name: person[name] for name in ("age", "sex", "group", "site", "disease_duration")}
-    phenotype = {
-        column.name: person[column.name] for _, columns in _PHENOTYPE.values() for column in columns
-    }
+    phenotype = {column.name: person[column.name] for _, columns in _PHENOTYPE.values() for column in columns}
     return Written(
         participant={"participant_id": f"sub-{label}", **facts},
         phenotype=phenotype,
@@ -522,6 +535,7 @@ def _stroke_patient(
     healthy["NAWM"] = 32.03 + 2.0 * rng.standard_normal()
     times = (float(rng.uniform(5.0, 23.0)), float(rng.uniform(26.0, 69.0)), float(rng.uniform(85.0, 95.0) * 24.0))
     sessions, tissues, regions = [], [], []
+    landmarks = _landmarks(anatomy, rng)
     for i, (session, onset_h) in enumerate(zip(_STROKE_SESSIONS[:n], times, strict=False)):
         t1w_from_reference = np.eye(4) if i == 0 else _pose(rng, 3.0, 4.0)
         late = session == "m3"
@@ -538,6 +552,7 @@ def _stroke_patient(
             },
             raters=2,
             truth_images=truth_images and not late,
+            landmarks=landmarks,
         )
         true_tissues, true_regions = write_visit(
             folder, visit, protocol, rng, snr=snr, necrosis=anatomy.parenchyma * lesion.necrosis >= 0.5
@@ -594,8 +609,8 @@ def write_visit(
     """
     place = _Place(folder, visit)
     poses = {name: np.asarray(matrix, dtype=np.float64) for name, matrix in visit.t1w_from.items()}
-    reference_from_t1w = np.linalg.inv(poses.get("reference", np.eye(4)))
-    to_reference = {scan: reference_from_t1w @ poses.get(scan, np.eye(4)) for scan in visit.scans}
+    reference_from_t1w = np.asarray(np.linalg.inv(poses.get("reference", np.eye(4))), dtype=np.float64)
+    to_reference: dict[str, _Matrix] = {scan: reference_from_t1w @ poses.get(scan, np.eye(4)) for scan in visit.scans}
     to_reference["t1w"] = reference_from_t1w
     for scan in visit.scans:
         if scan == "na":
@@ -606,11 +621,21 @@ def write_visit(
             na_from_scan = np.linalg.inv(to_reference["na"]) @ to_reference[scan] if "na" in to_reference else None
             image = visit.images.get(scan)
             if image is None:
-                image = _image_1h(visit, scan, protocol, to_reference[scan], na_from_scan, rng, vials)
+                image = _image_1h(
+                    visit,
+                    scan,
+                    protocol,
+                    rng,
+                    reference_from_scan=to_reference[scan],
+                    na_from_scan=na_from_scan,
+                    vials=vials,
+                )
             datatype, suffix = _SUFFIX[scan]
             write_volume(place.raw(datatype, suffix, ".nii.gz"), image.with_data(np.rint(image.data)), dtype=np.int16)
             write_json(place.raw(datatype, suffix, ".json"), {**_common(), **_SIDECAR[scan]})
-    return _write_truth(place, visit, protocol, poses, to_reference, rng, vials=vials, necrosis=necrosis)
+    return _write_truth(
+        place, visit, protocol, rng, poses=poses, reference_from_t1w=reference_from_t1w, vials=vials, necrosis=necrosis
+    )
 
 
 class _Place:
@@ -704,7 +729,7 @@ def _write_sodium(
 def _scanner_image(kspace: KSpace) -> NDArray[np.floating]:
     """Return the magnitude of the density-weighted adjoint image."""
     weights = sample_weights(kspace.trajectory, kspace.grid)
-    return np.abs(Nufft(kspace.trajectory, kspace.grid).gridded(kspace.samples[0] * weights))
+    return np.asarray(np.abs(Nufft(kspace.trajectory, kspace.grid).gridded(kspace.samples[0] * weights)))
 
 
 def _slices(voxel_mm: tuple[float, float], fov_mm: tuple[float, float], tilt_deg: float, centre_z_mm: float) -> Grid:
@@ -722,9 +747,10 @@ def _image_1h(
     visit: Visit,
     scan: str,
     protocol: Protocol,
+    rng: np.random.Generator,
+    *,
     reference_from_scan: _Matrix,
     na_from_scan: _Matrix | None,
-    rng: np.random.Generator,
     vials: Sequence[Vial],
 ) -> Volume:
     head = visit.head
@@ -772,19 +798,19 @@ def _write_truth(
     place: _Place,
     visit: Visit,
     protocol: Protocol,
-    poses: Mapping[str, _Matrix],
-    to_reference: Mapping[str, _Matrix],
     rng: np.random.Generator,
     *,
+    poses: Mapping[str, _Matrix],
+    reference_from_t1w: _Matrix,
     vials: Sequence[Vial],
     necrosis: NDArray[np.bool_] | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     head, grid = visit.head, visit.head.grid
-    moved = not np.allclose(to_reference["t1w"], np.eye(4))
+    moved = not np.allclose(reference_from_t1w, np.eye(4))
 
     def in_t1w(data: NDArray[Any]) -> NDArray[np.float32]:
         values = np.asarray(data, dtype=np.float32)
-        return to_scanner(values, grid, grid, to_reference["t1w"]) if moved else values
+        return to_scanner(values, grid, grid, reference_from_t1w) if moved else values
 
     t1w = {"Sources": [place.uri("anat", "T1w", ".nii.gz")]}
     if visit.truth_images:
@@ -811,14 +837,21 @@ def _write_truth(
             write_volume(path, Volume(inside, protocol.grid), dtype=np.uint8)
             sources = {"Sources": [place.uri("anat", "acq-23Na_PDw", ".nii.gz")]}
             write_json(path.with_suffix("").with_suffix(".json"), {"Type": "ROI", **sources})
+    landmarks = {}
+    if visit.landmarks is not None:
+        t1w_from_reference = np.linalg.inv(reference_from_t1w)
+        points_mm = visit.landmarks[0] @ t1w_from_reference[:3, :3].T + t1w_from_reference[:3, 3]
+        landmarks = {"T1w": points_mm.round(3), "MNI152NLin2009aSym": visit.landmarks[1].round(3)}
     known = {name: matrix for name, matrix in poses.items() if name == "reference" or name in visit.scans}
     write_json(
         place.under("derivatives/truth", "truth", ".json"),
         {
-            "Description": "t1w_from_X maps points (RAS+, mm) of the frame of scan X to the T1w frame of this visit",
+            "Description": "t1w_from_X maps points (RAS+, mm) of the frame of scan X to the T1w frame of this visit; "
+            "Landmarks are the same points of the brain in two frames",
             **{f"t1w_from_{name}": matrix for name, matrix in known.items()},
             "Concentrations": {name: head.true_mmol_l(name) for name in head.fractions},
             "Units": "mmol/L",
+            "Landmarks": landmarks,
         },
     )
     ids = {
@@ -932,12 +965,12 @@ def write_tables(
             _write_tsv(folder / name / f"{name}_sessions.tsv", _SESSIONS, person.sessions, dictionary=False)
     if any(person.phenotype for person in written):
         for tool, (title, columns) in _PHENOTYPE.items():
-            rows = [
-                {"participant_id": person.participant["participant_id"], **person.phenotype} for person in written
-            ]
-            columns = (Column("participant_id", "Participant"), *columns)
+            rows = [{"participant_id": person.participant["participant_id"], **person.phenotype} for person in written]
             _write_tsv(
-                folder / "phenotype" / f"{tool}.tsv", columns, rows, MeasurementToolMetadata={"Description": title}
+                folder / "phenotype" / f"{tool}.tsv",
+                (Column("participant_id", "Participant"), *columns),
+                rows,
+                MeasurementToolMetadata={"Description": title},
             )
     said = "".join(
         f", {what} {value:g}" for what, value in (("signal-to-noise ratio", snr), ("seed", seed)) if value is not None
@@ -957,16 +990,22 @@ def write_tables(
         truth = folder / "derivatives" / "truth"
         _describe(truth, f"{title}: truth", links)
         write_text(truth / ".bidsignore", "*_truth.json\ntruth_*\n")
-        write_text(truth / "README", "What the simulated scans were made from: fractions, lesion and vial masks of every visit (images), transforms and\n"
-            "concentrations of every visit (*_truth.json), and both in tables (truth_tissue.tsv, truth_roi.tsv).\n")
+        write_text(
+            truth / "README",
+            "What the simulated scans were made from: fractions, lesion and vial masks of every visit (images),\n"
+            "transforms and concentrations of every visit (*_truth.json), and tables of all (truth_*.tsv).\n",
+        )
         _write_tsv(truth / "truth_tissue.tsv", _TRUE_TISSUE, [row for person in written for row in person.tissues])
         regions = [row for person in written for row in person.regions]
         if regions:
             _write_tsv(truth / "truth_roi.tsv", _TRUE_REGION, regions)
     rois = folder / "derivatives" / "rois"
     _describe(rois, f"{title}: lesion delineations", links)
-    write_text(rois / "README", "Lesions as raters would draw them on the T1w image of the same visit. Where two raters drew, desc- tells them\n"
-        "apart; their outlines differ by about a millimetre.\n")
+    write_text(
+        rois / "README",
+        "Lesions as raters would draw them on the T1w image of the same visit. Where two raters drew, desc- tells\n"
+        "them apart; their outlines differ by about a millimetre.\n",
+    )
 
 
 def _describe(folder: Path, name: str, extra: Mapping[str, Any]) -> None:

@@ -262,9 +262,7 @@ def _columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Float]:
 
 def _term(model: Ols, name: str) -> TermTest:
     c = model[name]
-    return TermTest(
-        name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df)
-    )
+    return TermTest(name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df))
 
 
 def _retained(y: Float, candidates: Float, forced: Float, p_remove: float, p_enter: float) -> list[int] | None:

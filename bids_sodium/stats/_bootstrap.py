@@ -139,7 +139,7 @@ def bca(
     basis = design_matrix(design, terms)
     Q, residuals = basis.Q, basis.residual(outcome)
     estimate = basis.coefficients(outcome)
-    back = np.linalg.solve(basis.R, np.eye(p))
+    back = np.asarray(np.linalg.solve(basis.R, np.eye(p)), dtype=np.float64)
 
     drawn = _drawn(indices, n, n_resamples, rng)
     deviations = _replicates(drawn, Q, residuals)
@@ -153,7 +153,7 @@ def bca(
     moved = deviations[good] @ back.T  # replicates less the estimates
     replicates = np.sort(estimate + moved, axis=0)
     R = replicates.shape[0]
-    z0 = ndtri(np.clip(np.mean(moved < 0, axis=0), 0.5 / R, 1 - 0.5 / R))
+    z0 = np.asarray(ndtri(np.clip(np.mean(moved < 0, axis=0), 0.5 / R, 1 - 0.5 / R)), dtype=np.float64)
     a = _acceleration(Q, residuals, back, n)
     limits, alphas, mc = [], [], []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
@@ -257,7 +257,8 @@ def _quantiles(ranked: Float, alpha: Float) -> Float:
 def _monte_carlo(ranked: Float, alpha: Float, z0: Float, stretch: Float) -> Float:
     """Return the standard deviation of a BCa limit over sets of resamples.
 
-    The limit Q(alpha(z0)) varies with the quantile itself and with z0 = Φ⁻¹(F(θ̂)); both are shares of the same replicates.
+    The limit varies with the quantile itself and with z0, the normal quantile of the share below the estimate; both
+    are shares of the same replicates.
     """
     from scipy.special import ndtr, ndtri
 

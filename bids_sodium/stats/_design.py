@@ -26,7 +26,7 @@ class Basis:
 
     @property
     def log_determinant(self) -> float:
-        """ln |XᵀX|."""
+        """Logarithm of the determinant of XᵀX."""
         return float(np.linalg.slogdet(self.R)[1]) * 2
 
     def coefficients(self, y: Float) -> Float:

@@ -1,12 +1,12 @@
-"""Linear mixed models by REML: Mixed, its Term and FTest.
+"""Linear mixed models by REML: Mixed, its MixedContrast and FTest.
 
 y = Xβ + Z b_g + e with b_g ~ N(0, G) for each group and e ~ N(0, s²I); Z is a column of ones (random intercept) unless
 given. With V_g = s²(I + Z Λ Λᵀ Zᵀ), everything follows from the cross-products of each group,
 
     V_g⁻¹ = (I - Z K Zᵀ)/s²,  K = Λ (I + Λᵀ ZᵀZ Λ)⁻¹ Λᵀ,
 
-so that 10 000 observations in 50 groups take milliseconds. Degrees of freedom are Satterthwaite's (from the curvature of
-the REML deviance in Λ and s, as in lmerTest) and Kenward and Roger's (as in pbkrtest).
+so that 10 000 observations in 50 groups take milliseconds. Degrees of freedom are Satterthwaite's (from the curvature
+of the REML deviance in Λ and s, as in lmerTest) and Kenward and Roger's (as in pbkrtest).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._design import design_matrix, names_of
+from bids_sodium.stats._minimum import minimum
 from bids_sodium.stats._rows import as_column, as_matrix, complete, is_constant, labels_of, require_rows
 
 __all__ = ["FTest", "Mixed", "MixedContrast", "mixed"]
@@ -267,7 +268,15 @@ def mixed(
     size = np.sqrt(np.mean(Z**2, axis=0))
     if not size.all():
         raise EstimationError(f"a column of the random effects is zero in all {n} rows")
-    problem = _Problem(basis.Q, basis.residual(outcome), Z / size, codes, n_groups, basis.log_determinant, correlated)
+    problem = _Problem(
+        basis.Q,
+        basis.residual(outcome),
+        Z / size,
+        codes=codes,
+        n_groups=n_groups,
+        log_determinant=basis.log_determinant,
+        correlated=correlated,
+    )
     if problem.yy <= 1e-24 * float(outcome @ outcome):
         raise EstimationError(f"the fixed effects reproduce all {n} values, so no variance is left to share out")
     theta, converged = _minimise(problem)
@@ -315,7 +324,7 @@ class _State:
     XVX: Float  # s² XᵀV⁻¹X in the orthonormal basis
     b: Float  # generalised least squares in the orthonormal basis
     rss: float
-    log_V: float  # log |V/s²|
+    log_det: float  # log |V/s²|
 
 
 class _Problem:
@@ -326,6 +335,7 @@ class _Problem:
         Q: Float,
         y: Float,
         Z: Float,
+        *,
         codes: NDArray[np.intp],
         n_groups: int,
         log_determinant: float,
@@ -363,7 +373,7 @@ class _Problem:
         XVy = -np.einsum("gi,gij->j", self.c, KB)
         b = np.linalg.solve(XVX, XVy)
         rss = self.yy - float(np.einsum("gi,gij,gj->", self.c, K, self.c)) - float(XVy @ b)
-        return _State(K=K, XVX=XVX, b=b, rss=rss, log_V=float(np.linalg.slogdet(M)[1].sum()))
+        return _State(K=K, XVX=XVX, b=b, rss=rss, log_det=float(np.linalg.slogdet(M)[1].sum()))
 
     def deviance(self, theta: Float, sigma2: float | None = None) -> float:
         """Return -2 times the REML log-likelihood, s² at its optimum unless given."""
@@ -371,12 +381,12 @@ class _Problem:
         df = self.n - self.p
         variance = state.rss / df if sigma2 is None else sigma2
         log_X = float(np.linalg.slogdet(state.XVX)[1]) + self.log_determinant
-        return float(df * np.log(2 * np.pi * variance) + state.rss / variance + state.log_V + log_X)
+        return float(df * np.log(2 * np.pi * variance) + state.rss / variance + state.log_det + log_X)
 
 
 def _minimise(problem: _Problem) -> tuple[Float, bool]:
     """Minimise the deviance over Λ; its diagonal may have either sign, so that zero is an inner point."""
-    from scipy.optimize import minimize, minimize_scalar
+    from scipy.optimize import minimize_scalar
 
     q = problem.q
     if q == 1:
@@ -399,11 +409,10 @@ def _minimise(problem: _Problem) -> tuple[Float, bool]:
     for size in (0.1, 1.0, 5.0):
         start = np.zeros(m)
         start[diagonal] = size
-        rough = minimize(problem.deviance, start, method="Nelder-Mead", options={"maxiter": 400 * q, "fatol": 1e-7})
-        fine = minimize(problem.deviance, rough.x, method="BFGS", options={"gtol": 1e-6})
-        if fine.fun < best_value - 1e-9:
-            best_value, best_theta = float(fine.fun), np.asarray(fine.x)
-            success = bool(np.abs(fine.jac).max() < 1e-3)
+        rough = minimum(problem.deviance, start, smooth=False, tolerance=1e-4, max_iterations=400 * q)
+        fine = minimum(problem.deviance, rough.x, smooth=True)
+        if fine.value < best_value - 1e-9:
+            best_value, best_theta, success = fine.value, fine.x, fine.slope < 1e-3
     theta = best_theta.copy()
     theta[diagonal] = np.where(np.abs(theta[diagonal]) < _SINGULAR, 0.0, theta[diagonal])
     if problem.deviance(theta) > best_value + 1e-6:
@@ -432,7 +441,7 @@ def _inference(problem: _Problem, theta: Float, sigma2: float, R: Float) -> _Inf
     return _Inference(
         covariance=back(covariance(point)),
         gradient=gradient,
-        parameter_covariance=2 * np.linalg.pinv(hessian, rcond=1e-10, hermitian=True),
+        parameter_covariance=np.asarray(2 * np.linalg.pinv(hessian, rcond=1e-10, hermitian=True), dtype=np.float64),
         adjusted=back(adjusted),
         P=R.T @ P @ R,
         W=W,

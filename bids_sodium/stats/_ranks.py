@@ -6,7 +6,7 @@ the share of arrangements at least as far from the null mean as the one seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -18,7 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._rows import as_column, complete, is_constant, labels_of, require_rows
 
-__all__ = ["KruskalWallis", "RankSum", "SignedRank", "Spearman", "kruskal_wallis", "rank_sum", "signed_rank", "spearman"]
+__all__ = [
+    "KruskalWallis",
+    "RankSum",
+    "SignedRank",
+    "Spearman",
+    "kruskal_wallis",
+    "rank_sum",
+    "signed_rank",
+    "spearman",
+]
 
 Float = NDArray[np.float64]
 _ENUMERATED = 9
@@ -179,7 +188,11 @@ def spearman(
     from scipy.stats import norm, rankdata
     from scipy.stats import t as student
 
-    spread = {"bonett-wright": lambda r: 1 + r * r / 2, "fieller": lambda _: 1.06, "fisher": lambda _: 1.0}
+    spread: dict[str, Callable[[float], float]] = {
+        "bonett-wright": lambda r: 1 + r * r / 2,
+        "fieller": lambda _: 1.06,
+        "fisher": lambda _: 1.0,
+    }
     if interval not in spread:
         raise DataError(f"unknown interval {interval!r}", hint=f"use one of {', '.join(spread)}")
     a, b = as_column(x, "x"), as_column(y, "y")

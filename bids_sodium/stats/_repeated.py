@@ -188,17 +188,19 @@ def repeated_anova(table: pd.DataFrame, *, outcome: str, subject: str, within: S
     error_total = float(np.sum((Y.mean(axis=1) - Y.mean()) ** 2)) * k
     for order in range(1, len(factors) + 1):
         for chosen in combinations(range(len(factors)), order):
-            contrast = np.ones((1, 1))
+            contrast: Float = np.ones((1, 1))
             for i, size in enumerate(levels):
                 part = bases[i] if i in chosen else np.full((size, 1), 1 / np.sqrt(size))
-                contrast = np.kron(contrast, part)
+                contrast = np.asarray(np.kron(contrast, part), dtype=np.float64)
             scores = Y @ contrast
             mean = scores.mean(axis=0)
             error = float(np.sum((scores - mean) ** 2))
             error_total += error
             rows.append((":".join(factors[i] for i in chosen), n * float(mean @ mean), error, scores))
     return RepeatedAnova(
-        effects=tuple(_effect(name, ss, error, scores, error_total, k) for name, ss, error, scores in rows),
+        effects=tuple(
+            _effect(name, ss, error, scores, error_total=error_total, n_cells=k) for name, ss, error, scores in rows
+        ),
         n_subjects=n,
         n_cells=k,
     )
@@ -229,7 +231,7 @@ def _cells(table: pd.DataFrame, outcome: str, subject: str, factors: list[str]) 
             f"of {count.size} cells {empty} are empty and {repeated} hold several rows, the table must be complete",
             hint="use a mixed model for unbalanced data",
         )
-    cells = np.empty(shape)
+    cells: Float = np.empty(shape)
     cells[tuple(index)] = y
     return cells.reshape(shape[0], -1), shape[1:]
 
@@ -240,10 +242,10 @@ def _orthonormal(k: int) -> Float:
     for j in range(1, k):
         contrast[:j, j - 1] = 1.0
         contrast[j, j - 1] = -j
-    return contrast / np.linalg.norm(contrast, axis=0)
+    return np.asarray(contrast / np.linalg.norm(contrast, axis=0))
 
 
-def _effect(name: str, ss: float, error: float, scores: Float, error_total: float, n_cells: int) -> AnovaEffect:
+def _effect(name: str, ss: float, error: float, scores: Float, *, error_total: float, n_cells: int) -> AnovaEffect:
     from scipy.stats import chi2
     from scipy.stats import f as fisher
 

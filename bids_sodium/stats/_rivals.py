@@ -75,7 +75,7 @@ class CurveComparison:
         raise KeyError(name)
 
     def table(self) -> pd.DataFrame:
-        """Return one row a curve: name, formula, n_parameters, rss, loglik, aic, aicc, bic, delta_aicc, weight, ..."""
+        """Return one row a curve, its fields in columns, the parameters left out."""
         import pandas as pd
 
         columns = ("name", "formula", "n_parameters", "rss", "loglik", "aic", "aicc", "bic", "delta_aicc", "weight")
@@ -86,7 +86,7 @@ class CurveComparison:
 def compare_curves(t_h: ArrayLike, percent: ArrayLike) -> CurveComparison:
     """Compare seven time courses by AICc.
 
-    Constant, linear, logarithmic, power law, exponential saturation, hyperbola (the sigmoid with delta = 1) and sigmoid.
+    Constant, linear, logarithmic, power law, exponential saturation, hyperbola (the sigmoid with delta = 1), sigmoid.
     AICc = -2 ln L + 2k + 2k(k + 1)/(n - k - 1), where k counts the residual variance.
 
     Parameters

@@ -47,7 +47,9 @@ def as_matrix(values: ArrayLike, name: str) -> Float:
     return matrix
 
 
-def labels_of(values: Sequence[Any] | NDArray[Any], name: str) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]:
+def labels_of(
+    values: Sequence[Any] | NDArray[Any], name: str
+) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]:
     """Return the code of each row's label, the labels in order, and where a label is missing."""
     raw = np.asarray(values, dtype=object)
     if raw.ndim != 1:
@@ -89,4 +91,4 @@ def require_rows(n: int, least: int, what: str, *, n_missing: int = 0) -> None:
 def is_constant(values: Float) -> bool:
     """Say whether a vector does not vary beyond rounding."""
     spread = float(np.ptp(values)) if values.size else 0.0
-    return spread <= 8.0 * np.finfo(float).eps * float(np.max(np.abs(values), initial=0.0))
+    return bool(spread <= 8.0 * np.finfo(float).eps * float(np.max(np.abs(values), initial=0.0)))

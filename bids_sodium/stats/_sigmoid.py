@@ -1,9 +1,10 @@
 """The sigmoid time course: SigmoidFit, its ProfileInterval and CurveValue.
 
-f(t) = alpha t^delta / (exp(gamma) + t^delta) = alpha / (1 + (t50/t)^delta), t50 = exp(gamma/delta). For given (delta, gamma) the asymptote alpha is a linear
-parameter, so the search runs over two parameters only (variable projection, Golub and Pereyra 1973), from every local
-minimum of a grid. As alpha → ∞ the curve becomes the power law b·t^c, as delta → ∞ a step, as t50 → 0 a constant; where such
-a limit fits as well as any sigmoid, the fit says so in ``limit`` and is not called converged.
+f(t) = alpha t^delta / (exp(gamma) + t^delta) = alpha / (1 + (t50/t)^delta), t50 = exp(gamma/delta). For given
+(delta, gamma) the asymptote alpha is a linear parameter, so the search runs over two parameters only (variable
+projection, Golub and Pereyra 1973), from every local minimum of a grid. As alpha → ∞ the curve becomes the power law
+b·t^c, as delta → ∞ a step, as t50 → 0 a constant; where such a limit fits as well as any sigmoid, the fit says so in
+``limit`` and is not called converged.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._least_squares import fit_curve
 from bids_sodium.stats._rows import as_column, complete, is_constant, labels_of, require_rows
 
-__all__ = ["CurveValue", "ProfileInterval", "SigmoidFit", "fit_power", "fit_sigmoid", "times_and_values"]
+__all__ = ["CurveValue", "ProfileInterval", "SigmoidFit", "curve_value", "fit_power", "fit_sigmoid", "times_and_values"]
 
 Float = NDArray[np.float64]
 _DELTA = np.geomspace(0.05, 60.0, 30)
 _OFFSETS = np.concatenate([-np.geomspace(12.0, 0.5, 10), np.linspace(-0.25, 0.25, 3), np.geomspace(0.5, 30.0, 20)])
 _STEEPEST = 100.0
+_ANYWHERE = (-np.inf, np.inf)
 _CLOSE = 1e-9
 """Relative gain in RSS below which a limit of the sigmoid counts as equally good."""
 
@@ -109,7 +111,7 @@ class SigmoidFit:
     confidence: float
     """Confidence level of all intervals."""
     profile: Mapping[str, ProfileInterval]
-    """Profile intervals of alpha, delta, gamma, t50_h and log_t50; empty at a limit or where not asked for."""
+    """Profile intervals of alpha, delta, gamma, t50_h and log_t50; at the power limit of alpha only; else empty."""
     asymptote_identifiable: bool
     """Whether the data refute the power law, that is whether alpha has a finite profile limit."""
     rss_power: float
@@ -191,16 +193,8 @@ class SigmoidFit:
         part, matrix = gradient[..., active], np.asarray(used)[np.ix_(active, active)]
         se = np.sqrt(np.einsum("...i,ij,...j->...", part, matrix, part))
         level = self.confidence if confidence is None else confidence
-        half = float(student.ppf(0.5 + level / 2, self.n_groups - 1 if robust else self.df)) * se
-        if times.ndim == 0:
-            return CurveValue(
-                t_h=float(times),
-                value=float(value),
-                se=float(se),
-                ci_low=float(value - half),
-                ci_high=float(value + half),
-            )
-        return CurveValue(t_h=times, value=value, se=se, ci_low=value - half, ci_high=value + half)
+        factor = float(student.ppf(0.5 + level / 2, self.n_groups - 1 if robust else self.df))
+        return curve_value(times, value, se, factor)
 
     def profile_value(self, t_h: float) -> ProfileInterval:
         """Return the profile interval of the curve at one time, in h.
@@ -217,7 +211,14 @@ class SigmoidFit:
         se = float(self.value_at(t_h, cluster=False).se)
         threshold = self.rss * (1 + self.power_critical / self.df)
         x0 = float(np.log(t_h))
-        return _trace(lambda f: surface.given_value(f, x0), at, se, threshold, (-np.inf, np.inf), (np.inf, np.inf))
+        return _trace(
+            lambda f: surface.given_value(f, x0),
+            at,
+            se,
+            threshold=threshold,
+            edges=_ANYWHERE,
+            rss_at_edges=(np.inf, np.inf),
+        )
 
     def _curve_and_gradient(self, t_h: Float) -> tuple[Float, Float]:
         from scipy.special import expit
@@ -323,6 +324,7 @@ def fit_sigmoid(
         limit = min(("step", "power"), key=lambda name: limits[name])
     total = rss_constant
     common: dict[str, Any] = {
+        "profiled": profile,
         "n": n,
         "n_missing": n_missing,
         "n_groups": n_groups,
@@ -335,8 +337,9 @@ def fit_sigmoid(
         "percent": y,
     }
     if limit:
-        return _at_limit(limit, x, y, codes, (scale, exponent), (cut_h, level), limits, common)
+        return _at_limit(limit, x, y, codes, power=(scale, exponent), step=(cut_h, level), limits=limits, common=common)
 
+    del common["profiled"]
     alpha, delta, gamma = (float(b) for b in fitted.estimate)
     s2 = fitted.rss / df
     statistic = (rss_power - fitted.rss) / s2 if s2 > 0 else np.inf
@@ -345,7 +348,14 @@ def fit_sigmoid(
     lt50_se = float(np.sqrt(toward @ fitted.covariance @ toward))
     intervals: dict[str, ProfileInterval] = {}
     if profile:
-        intervals = _profiles(surface, fitted.estimate, fitted.se, lt50_se, fitted.rss + s2 * critical, limits)
+        intervals = _profiles(
+            surface,
+            fitted.estimate,
+            fitted.se,
+            lt50_se=lt50_se,
+            threshold=fitted.rss + s2 * critical,
+            limits=limits,
+        )
     J = gradient(fitted.estimate)
     return SigmoidFit(
         alpha=alpha,
@@ -458,9 +468,7 @@ class _Surface:
         best, best_rss = np.zeros(2), np.inf
         for i, j in starts:
             start = [np.log(delta[i, j]), g[i, j]]
-            found = np.asarray(
-                leastsq(self._residual, start, full_output=True, ftol=1e-14, xtol=1e-12, maxfev=400)[0]
-            )
+            found = np.asarray(leastsq(self._residual, start, full_output=True, ftol=1e-14, xtol=1e-12, maxfev=400)[0])
             value = float(np.sum(self._residual(found) ** 2))
             if value < best_rss:
                 best, best_rss = found, value
@@ -519,6 +527,14 @@ class _Surface:
         return lowest
 
 
+def curve_value(t_h: Float, value: Float, se: Float, factor: float) -> CurveValue:
+    """Return value ± factor · se, single numbers for a single time."""
+    columns = {"t_h": t_h, "value": value, "se": se, "ci_low": value - factor * se, "ci_high": value + factor * se}
+    if t_h.ndim == 0:
+        return CurveValue(**{name: float(column) for name, column in columns.items()})
+    return CurveValue(**columns)
+
+
 def _projected(u: Float, y: Float) -> Float:
     """Return ‖y‖² - (uᵀy)²/‖u‖² along the last axis, as a sum of squared residuals."""
     factor = (u @ y) / np.sum(u * u, axis=-1)
@@ -555,6 +571,7 @@ def _trace(
     rss: Callable[[float], float],
     estimate: float,
     se: float,
+    *,
     threshold: float,
     edges: tuple[float, float],
     rss_at_edges: tuple[float, float],
@@ -594,7 +611,7 @@ def _trace(
 
 
 def _profiles(
-    surface: _Surface, theta: Float, se: Float, lt50_se: float, threshold: float, limits: Mapping[str, float]
+    surface: _Surface, theta: Float, se: Float, *, lt50_se: float, threshold: float, limits: Mapping[str, float]
 ) -> dict[str, ProfileInterval]:
     """Return the profile intervals of the sigmoid's parameters."""
     alpha, delta, gamma = (float(b) for b in theta)
@@ -602,17 +619,42 @@ def _profiles(
     upright = surface if alpha > 0 else _Surface(surface.x, -surface.y)
     power, step, constant = limits["power"], limits["step"], limits["constant"]
     nothing = float(surface.y @ surface.y)
-    wide = (-np.inf, np.inf)
-    a = _trace(upright.given_alpha, abs(alpha), float(se[0]), threshold, wide, (nothing, power))
+    a = _trace(
+        upright.given_alpha,
+        abs(alpha),
+        float(se[0]),
+        threshold=threshold,
+        edges=_ANYWHERE,
+        rss_at_edges=(nothing, power),
+    )
     if sign < 0:
-        a = ProfileInterval(
-            low=-a.high, high=-a.low, unbounded_low=a.unbounded_high, unbounded_high=a.unbounded_low
-        )
-    lt50 = _trace(surface.given_log_t50, gamma / delta, lt50_se, threshold, wide, (constant, power))
+        a = ProfileInterval(low=-a.high, high=-a.low, unbounded_low=a.unbounded_high, unbounded_high=a.unbounded_low)
+    lt50 = _trace(
+        surface.given_log_t50,
+        gamma / delta,
+        lt50_se,
+        threshold=threshold,
+        edges=_ANYWHERE,
+        rss_at_edges=(constant, power),
+    )
     return {
         "alpha": a,
-        "delta": _trace(surface.given_delta, delta, float(se[1]), threshold, (0.0, np.inf), (constant, step)),
-        "gamma": _trace(surface.given_gamma, gamma, float(se[2]), threshold, wide, (constant, min(power, step))),
+        "delta": _trace(
+            surface.given_delta,
+            delta,
+            float(se[1]),
+            threshold=threshold,
+            edges=(0.0, np.inf),
+            rss_at_edges=(constant, step),
+        ),
+        "gamma": _trace(
+            surface.given_gamma,
+            gamma,
+            float(se[2]),
+            threshold=threshold,
+            edges=_ANYWHERE,
+            rss_at_edges=(constant, min(power, step)),
+        ),
         "log_t50": lt50,
         "t50_h": ProfileInterval(
             low=float(np.exp(lt50.low)),
@@ -654,6 +696,7 @@ def _at_limit(
     x: Float,
     y: Float,
     codes: NDArray[np.intp] | None,
+    *,
     power: tuple[float, float],
     step: tuple[float, float],
     limits: Mapping[str, float],
@@ -684,6 +727,10 @@ def _at_limit(
         cluster = np.full((3, 3), np.nan)
         cluster[:k, :k] = _sandwich(J, r, codes, k)
     statistic = (limits["power"] - rss) / s2 if s2 > 0 else 0.0
+    profile = {}
+    if limit == "power" and common["profiled"]:
+        profile["alpha"] = _least_asymptote(x, y, scale, rss + s2 * common["power_critical"])
+    common = {name: value for name, value in common.items() if name != "profiled"}
     return SigmoidFit(
         alpha=alpha,
         delta=float(delta),
@@ -699,7 +746,7 @@ def _at_limit(
         rmse_n=float(np.sqrt(rss / n)),
         rmse_df=float(np.sqrt(s2)),
         r2=1 - rss / limits["constant"],
-        profile={},
+        profile=profile,
         asymptote_identifiable=False,
         power_statistic=float(statistic),
         limit=limit,
@@ -707,6 +754,22 @@ def _at_limit(
         scale=float(scale),
         **common,
     )
+
+
+def _least_asymptote(x: Float, y: Float, scale: float, threshold: float) -> ProfileInterval:
+    """Return the profile interval of an asymptote that may be infinite: the smallest one the data do not refute."""
+    sign = 1.0 if scale > 0 else -1.0
+    surface = _Surface(x, sign * y)
+    start = float(np.abs(y).max())
+    while surface.given_alpha(start) > threshold and start < 1e12:
+        start *= 2
+    nothing = float(y @ y)
+    inner = _trace(
+        surface.given_alpha, start, 0.05 * start, threshold=threshold, edges=_ANYWHERE, rss_at_edges=(nothing, -np.inf)
+    )
+    if sign > 0:
+        return inner
+    return ProfileInterval(low=-np.inf, high=-inner.low, unbounded_low=True, unbounded_high=inner.unbounded_low)
 
 
 def _root(covariance: Float | None, i: int) -> float:

@@ -1,12 +1,15 @@
-"""Time courses: the sigmoid and its rivals by least squares.
+"""Time courses: sigmoid, its rivals, its mixed-effects form, and local-linear courses.
 
 `fit_sigmoid` is the curve of the stroke paper with what its data can and cannot say, `compare_curves` holds it
-against six others, and `fit_curve` minimises any sum of squares.
+against six others, `fit_random_asymptote` gives every subject an asymptote, `local_linear` assumes no form, and
+`fit_curve` minimises any sum of squares.
 """
 
 from __future__ import annotations
 
 from bids_sodium.stats._least_squares import FittedCurve, fit_curve
+from bids_sodium.stats._local_linear import LocalLinear, local_linear
+from bids_sodium.stats._random_asymptote import RandomAsymptote, fit_random_asymptote
 from bids_sodium.stats._rivals import CurveComparison, CurveModel, compare_curves
 from bids_sodium.stats._sigmoid import CurveValue, ProfileInterval, SigmoidFit, fit_sigmoid
 
@@ -15,9 +18,13 @@ __all__ = [
     "CurveModel",
     "CurveValue",
     "FittedCurve",
+    "LocalLinear",
     "ProfileInterval",
+    "RandomAsymptote",
     "SigmoidFit",
     "compare_curves",
     "fit_curve",
+    "fit_random_asymptote",
     "fit_sigmoid",
+    "local_linear",
 ]

@@ -1,7 +1,7 @@
 """Linear and ordinal regression: fit, select, bootstrap, compare groups.
 
 Designs are NumPy arrays with their own column of ones. `ols` fits, `backward` eliminates, `bca` bootstraps,
-`group_difference` and `group_means` compare groups at equal covariates.
+`group_difference` and `group_means` compare groups at equal covariates, `proportional_odds` orders levels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from bids_sodium.stats._backward import Elimination, EliminationStep, TermTest, 
 from bids_sodium.stats._bootstrap import Bca, bca
 from bids_sodium.stats._groups import GroupContrast, GroupDifference, GroupMeans, group_difference, group_means
 from bids_sodium.stats._ols import Coefficient, Diagnostics, LinearTest, Ols, ols
+from bids_sodium.stats._ordinal import ProportionalOdds, proportional_odds
 
 __all__ = [
     "Bca",
@@ -22,11 +23,13 @@ __all__ = [
     "GroupMeans",
     "LinearTest",
     "Ols",
+    "ProportionalOdds",
     "TermTest",
     "backward",
     "bca",
     "group_difference",
     "group_means",
     "ols",
+    "proportional_odds",
     "selection_frequency",
 ]

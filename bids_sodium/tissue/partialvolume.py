@@ -79,7 +79,7 @@ class PartialVolumeParams:
     """Share of a column's largest value below which a voxel does not count towards the means ``raw`` and ``csf``: above
     the ringing of the point spread (Gibbs lobes reach 9 %), so that air is not averaged in."""
 
-    autocorrelation_voxels: int = 4
+    autocorrelation_voxels: int = 6
     """Reach of the noise autocorrelation that is estimated from the residual where none is given, in voxels."""
 
     local_sigma_mm: float = 6.0

@@ -333,7 +333,7 @@ def consensus(
         box = _box(np.asarray(votes > 0))
         mean = np.mean([_signed_distance(mask[box], voxel_mm) for mask in masks], axis=0)
         result = np.zeros(votes.shape, dtype=bool)
-        result[box] = mean < 0
+        result[box] = mean <= 0
         return result
     raise DataError(f"unknown consensus rule {rule!r}", hint="use average, majority, intersection or union")
 

@@ -1,0 +1,332 @@
+"""index → plan → execute → report: where everything meets; owns what is said on the terminal and in the logs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_sodium.bidsio.derivatives import Roots, write_description
+from bids_sodium.bidsio.files import write_text
+from bids_sodium.bidsio.layout import Dataset, index
+from bids_sodium.core.errors import ConfigError, DataError
+from bids_sodium.engine.executors import Event, Report
+from bids_sodium.engine.executors import run as execute
+from bids_sodium.engine.locks import output_lock
+from bids_sodium.engine.tasks import Stamps
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from bids_sodium.config import Config
+    from bids_sodium.engine.tasks import Task
+
+__all__ = ["group", "participant", "run"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Terminal:
+    """What the command line hands down beside options and settings."""
+
+    container: Mapping[str, str]
+    progress: Callable[[Event], None]
+    clear: Callable[[], None]
+
+
+def run(
+    options: argparse.Namespace,
+    config: Config,
+    *,
+    container: Mapping[str, str] | None = None,
+    progress: Callable[[Event], None] = lambda _: None,
+    clear: Callable[[], None] = lambda: None,
+) -> int:
+    """Do what the command line asks for.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Parsed command line, see `bids_sodium.cli.build_parser`.
+    config : Config
+        All settings.
+    container : mapping, optional
+        ``Type``, ``Tag`` and ``URI`` of the container image.
+    progress, clear : callable
+        Show an event of the engine; take that line away again.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    terminal = _Terminal(container=container or {}, progress=progress, clear=clear)
+    level = group if options.analysis_level == "group" else participant
+    return level(options, config, terminal)
+
+
+# ---- participant level ------------------------------------------------------------------------------------------
+
+
+def participant(options: argparse.Namespace, config: Config, terminal: _Terminal) -> int:
+    """Run the participant level and return its exit code."""
+    dataset = _dataset(options)
+    output: Path = options.output_dir
+    roots = Roots(output=output, raw=dataset.root, derivatives=tuple(dataset.derivatives.items()))
+    if options.validate_only:
+        return _validate(dataset)
+    if options.boilerplate_only:
+        _write_logs(output, config, "participant")
+        _say(f"methods text written to {output / 'logs'}")
+        return 0
+    from bids_sodium.plan import plan
+
+    tasks = plan(dataset.sessions, config, roots, options.work_dir)
+    if options.dry_run:
+        _print_plan(tasks, dataset)
+        return 0
+    people = sorted({session.participant_id for session in dataset.sessions})
+    with output_lock(options.work_dir / "locks", people):
+        write_description(roots, container=terminal.container)
+        methods = _write_logs(output, config, "participant")
+        for note in dataset.notes:
+            _say(f"note: {note}")
+        report = Report(outcomes=())
+        started = time.strftime("%Y%m%dT%H%M%S")
+        if not options.reports_only:
+            report = _execute(tasks, options, config, terminal)
+        failures = _failures(dataset, report)
+        _write_crashes(output, started, report, config, people)
+        _write_pages(output, people, failures, methods, config)
+    return _conclude(dataset, report, failures, output)
+
+
+def _dataset(options: argparse.Namespace) -> Dataset:
+    return index(
+        options.bids_dir,
+        participants=_chosen(options),
+        sessions=options.session_label,
+        exclude=options.exclude_participant_label or (),
+        filters=options.bids_filter_file,
+        derivatives=options.derivatives,
+        database_dir=options.bids_database_dir,
+        validate=not options.skip_bids_validation,
+    )
+
+
+def _chosen(options: argparse.Namespace) -> list[str] | None:
+    if options.participants is None:
+        labels: list[str] | None = options.participant_label
+        return labels
+    from bids_sodium.bidsio.files import read_table
+
+    table = read_table(options.participants)
+    if "participant_id" not in table:
+        raise DataError(
+            f"no column participant_id, found {', '.join(table.columns)}",
+            where=str(options.participants),
+            hint="list one participant a row under participant_id",
+        )
+    return [*(options.participant_label or []), *(str(label) for label in table["participant_id"])]
+
+
+def _validate(dataset: Dataset) -> int:
+    from bids_sodium.bidsio.validator import run_validator
+
+    found = run_validator(dataset.root)
+    if found.ran:
+        _say(f"BIDS validator: {len(found.errors)} errors, {found.n_warnings} warnings")
+        for error in found.errors:
+            _say(f"  {error}")
+    else:
+        _say("bids-validator-deno is not installed, so only the app's own checks were made (pip install bids_sodium[bids])")
+    problems = [session for session in dataset.sessions if session.problem is not None]
+    for session in problems:
+        _say(f"{session.unit}: {session.problem}")
+    _say(f"{len(dataset.usable)} of {len(dataset.sessions)} sessions can be processed")
+    return DataError.exit_code if found.errors or problems else 0
+
+
+def _print_plan(tasks: Sequence[Task], dataset: Dataset) -> None:
+    for session in dataset.sessions:
+        if session.problem is not None:
+            print(f"{session.unit}\tcannot be processed\t{session.problem}")  # noqa: T201 - the plan is the output
+    for task in tasks:
+        after = ", ".join(task.after) or "-"
+        print(f"{task.unit}\t{task.name}\tafter {after}\twrites {len(task.outputs)} files")  # noqa: T201
+
+
+def _execute(tasks: Sequence[Task], options: argparse.Namespace, config: Config, terminal: _Terminal) -> Report:
+    settings = config.run
+
+    def listen(event: Event) -> None:
+        if event.outcome is not None and (options.verbose or event.kind == "failed"):
+            terminal.clear()
+            _say(f"{event.task.id}: {event.kind}, {event.outcome.message or f'{event.outcome.seconds:.1f} s'}")
+        terminal.progress(event)
+
+    if options.clean_workdir:
+        shutil.rmtree(options.work_dir / "stamps", ignore_errors=True)
+    with _executor(config, options) as executor:
+        report = execute(
+            tasks,
+            stamps=Stamps(options.work_dir / "stamps"),
+            executor=executor,
+            n_procs=settings.n_procs or None,
+            threads=settings.omp_nthreads or None,
+            memory=settings.mem_gb or None,
+            stop_on_first_crash=settings.stop_on_first_crash,
+            on_event=listen,
+        )
+    terminal.clear()
+    return report
+
+
+@contextmanager
+def _executor(config: Config, options: argparse.Namespace) -> Iterator[Executor | None]:
+    from bids_sodium.engine import executors
+
+    settings = config.run
+    if settings.executor == "local":
+        yield None
+        return
+    if settings.executor == "dask":
+        file = Path(settings.dask_scheduler_file) if settings.dask_scheduler_file else None
+        made = executors.dask_executor(address=settings.dask_address or None, scheduler_file=file)
+    else:
+        made = executors.slurm_executor(options.work_dir / "slurm", options=_slurm(settings.slurm_options))
+    with made as executor:
+        yield executor
+
+
+def _slurm(options: Sequence[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    wrong = [option for option, (_, equals, _) in zip(options, pairs, strict=True) if not equals]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is no Slurm option", where="run.slurm_options", hint="write key=value")
+    return {key: value for key, _, value in pairs}
+
+
+def _failures(dataset: Dataset, report: Report) -> dict[str, list[tuple[str, str, str]]]:
+    """Return (unit, step, message) by participant: sessions that cannot be read and tasks that failed."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for session in dataset.sessions:
+        if session.problem is not None:
+            found.setdefault(session.participant_id, []).append((session.unit, "input", str(session.problem)))
+    for outcome in report.outcomes:
+        if outcome.status in {"failed", "not run"}:
+            entry = (outcome.task.unit, outcome.task.name, outcome.message)
+            found.setdefault(outcome.task.group, []).append(entry)
+    return found
+
+
+def _write_crashes(output: Path, run_name: str, report: Report, config: Config, people: Sequence[str]) -> None:
+    active = {outcome.task.group for outcome in report.outcomes if outcome.status != "skipped"}
+    for person in people:
+        if person in active:
+            write_text(output / person / "log" / run_name / "config.toml", config.to_toml())
+            lines = [
+                f"{o.task.id}\t{o.status}\t{o.seconds:.2f}\t{o.message}" for o in report.outcomes if o.task.group == person
+            ]
+            write_text(output / person / "log" / run_name / "steps.log", "\n".join(["task\tstatus\tseconds\tmessage", *lines]) + "\n")
+    for outcome in report.failed:
+        text = f"{outcome.task.id}\nexit code {outcome.exit_code}\n{outcome.message}\n\n{outcome.traceback}"
+        write_text(output / outcome.task.group / "log" / run_name / f"crash-{outcome.task.id}.txt", text)
+
+
+def _write_pages(
+    output: Path, people: Sequence[str], failures: Mapping[str, Sequence[tuple[str, str, str]]], methods: str, config: Config
+) -> None:
+    from bids_sodium.report.participants import Failure, participant_page
+
+    settings = config.to_toml()
+    for person in people:
+        listed = [Failure(*entry) for entry in failures.get(person, [])]
+        participant_page(output, person, failures=listed, methods=methods, settings=settings)
+
+
+def _conclude(
+    dataset: Dataset, report: Report, failures: Mapping[str, Sequence[tuple[str, str, str]]], output: Path
+) -> int:
+    for entries in failures.values():
+        for unit, step, message in entries:
+            if step == "input":
+                _say(f"{unit}: {message}")
+    done = sum(outcome.status == "done" for outcome in report.outcomes)
+    skipped = sum(outcome.status == "skipped" for outcome in report.outcomes)
+    people = {session.participant_id for session in dataset.sessions}
+    _say(f"{len(people) - len(failures)} of {len(people)} participants complete; {done} steps done, {skipped} unchanged")
+    _say(f"reports: {output}/sub-*.html")
+    problems = [session.problem for session in dataset.sessions if session.problem is not None]
+    if not problems:
+        return report.exit_code
+    if not dataset.usable:
+        return problems[0].exit_code
+    return 1
+
+
+# ---- group level ------------------------------------------------------------------------------------------------
+
+
+def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> int:
+    """Run the group level and return its exit code."""
+    from bids_sodium.bidsio.gather import group_table, write_group_table, write_study
+    from bids_sodium.report.groups import group_page
+
+    output: Path = options.output_dir
+    study = config.run.study
+    if not study:
+        raise ConfigError("the group level needs to know the study", hint="give --study stroke or --study ms")
+    if options.boilerplate_only:
+        _write_logs(output, config, "group")
+        return 0
+    table, dictionary = group_table(output, options.bids_dir)
+    if options.dry_run or options.validate_only:
+        people = table["participant_id"].nunique()
+        print(f"group\t{study}\t{people} participants\t{len(table)} rows")  # noqa: T201
+        return 0
+    with output_lock(options.work_dir / "locks", ["*"]):
+        write_description(Roots(output=output, raw=options.bids_dir), container=terminal.container)
+        methods = _write_logs(output, config, "group")
+        if not options.reports_only:
+            write_group_table(output, table, dictionary)
+            found = _analyse(study, table, config)
+            write_study(output, found, settings=dataclasses.asdict(getattr(config, study)))
+            for reason in found.left_out.itertuples(index=False):
+                _say(f"left out: {reason.analysis}{' ' + reason.part if reason.part else ''}: {reason.reason}")
+        page = group_page(output, methods=methods, settings=config.to_toml())
+    _say(f"report: {page}")
+    return 0
+
+
+def _analyse(study: str, table: Any, config: Config) -> Any:
+    import numpy as np
+
+    rng = np.random.default_rng(config.run.random_seed)
+    if study == "stroke":
+        from bids_sodium.group import stroke
+
+        return stroke.analyse(table, config.stroke, rng)
+    from bids_sodium.group import ms
+
+    return ms.analyse(table, config.ms, rng)
+
+
+# ---- both -------------------------------------------------------------------------------------------------------
+
+
+def _write_logs(output: Path, config: Config, level: str) -> str:
+    from bids_sodium.bidsio.citations import boilerplate, write_boilerplate
+
+    text = boilerplate(config.as_dict(), level=level)
+    write_boilerplate(output / "logs", text)
+    return text.markdown
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")

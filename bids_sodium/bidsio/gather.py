@@ -1,0 +1,208 @@
+"""Participants' tables and the dataset's clinical tables → one long table; group results → files.
+
+`gather` joins every tissue and region row with participants.tsv, the sessions' tables, phenotype and the brain
+fractions of the quality tables. `write_study` writes each analysis with its data, and an index that the report reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_sodium.bidsio.files import read_json, read_table, write_json, write_table
+from bids_sodium.core.errors import DataError
+from bids_sodium.core.tables import GROUP_RESULT, GROUP_TSC, QC, ROI_TSC, TISSUE_TSC, Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from bids_sodium.group.results import Study
+
+__all__ = ["INDEX", "gather", "group_table", "write_group_table", "write_study"]
+
+INDEX = "group_analyses.json"
+_FRACTIONS = ("bpf", "gmf", "wmf", "tiv_ml", "t2lv_ml", "t1lv_ml")
+_ONE_ROW = ["participant_id", "session_id"]
+
+
+def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
+    """Return the long table that the group level works on, and the dictionary of its columns.
+
+    Participants' outputs are gathered anew; where there are none, ``group_tsc.tsv`` of the output or of the dataset
+    stands for them, so that a consortium can share tables instead of images.
+
+    Raises
+    ------
+    DataError
+        If there is neither, or the table lacks columns.
+    """
+    if any(output.glob("sub-*/**/*_acq-23Na_desc-qc_tsc.tsv")):
+        return gather(output, bids_dir)
+    for folder in (output, bids_dir):
+        path = folder / "group_tsc.tsv"
+        if path.is_file():
+            table = read_table(path)
+            GROUP_TSC.require(table.columns, where=str(path), columns=("participant_id",))
+            sidecar = path.with_suffix(".json")
+            return table, read_json(sidecar) if sidecar.is_file() else {}
+    raise DataError(
+        "no participant-level tables and no group_tsc.tsv",
+        where=str(output),
+        hint="run the participant level first, or put group_tsc.tsv into the output or the dataset folder",
+    )
+
+
+def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
+    """Join the tables of all participants with what is known about them.
+
+    Parameters
+    ----------
+    output : Path
+        Output of the participant level.
+    bids_dir : Path
+        Dataset with participants.tsv, sessions and phenotype tables.
+
+    Returns
+    -------
+    table : DataFrame
+        One row a tissue and method, or a region and contrast; columns of `GROUP_TSC` first.
+    dictionary : dict
+        Meaning and units of the further columns.
+
+    Raises
+    ------
+    DataError
+        If no row is found, or a clinical table has no key or a key twice.
+    """
+    import pandas as pd
+
+    parts = []
+    for ending, schema in (("tissue", TISSUE_TSC), ("roi", ROI_TSC)):
+        for path in sorted(output.glob(f"sub-*/**/anat/*_acq-23Na_desc-{ending}_tsc.tsv")):
+            parts.append(read_table(path, schema=schema))
+    if not parts:
+        raise DataError(
+            "the participant level wrote no tissue or region table",
+            where=str(output),
+            hint="read the participants' reports: they say what was left out and why",
+        )
+    table = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    for name in _ONE_ROW:
+        table[name] = table[name].astype(object) if name in table else None
+    dictionary: dict[str, Any] = {}
+    fractions = _fractions(output)
+    if not fractions.empty:
+        one = fractions.drop_duplicates("participant_id", keep="last").drop(columns="session_id")
+        table = table.merge(one, on="participant_id", how="left")
+    for path, keys in _clinical(bids_dir):
+        table = _joined(table, path, keys, dictionary)
+    return table.reindex(columns=[*GROUP_TSC.names, *(c for c in table.columns if c not in GROUP_TSC.names)]), dictionary
+
+
+def _fractions(output: Path) -> DataFrame:
+    """Return the brain fractions; all sessions of a participant share one segmentation."""
+    import pandas as pd
+
+    rows = []
+    for path in sorted(output.glob("sub-*/**/anat/*_acq-23Na_desc-qc_tsc.tsv")):
+        quality = read_table(path, schema=QC)
+        found = quality[quality["measure"].isin(_FRACTIONS)]
+        if not found.empty:
+            ids = {name: found[name].iloc[0] for name in _ONE_ROW}
+            rows.append({**ids, **dict(zip(found["measure"], found["value"], strict=True))})
+    return pd.DataFrame(rows, columns=[*_ONE_ROW, *_FRACTIONS])
+
+
+def _clinical(bids_dir: Path) -> list[tuple[Path, list[str]]]:
+    found: list[tuple[Path, list[str]]] = []
+    if (bids_dir / "participants.tsv").is_file():
+        found.append((bids_dir / "participants.tsv", ["participant_id"]))
+    found += [(path, _ONE_ROW) for path in sorted(bids_dir.glob("sub-*/sub-*_sessions.tsv"))]
+    found += [(path, ["participant_id"]) for path in sorted((bids_dir / "phenotype").glob("*.tsv"))]
+    return found
+
+
+def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str, Any]) -> DataFrame:
+    import pandas as pd
+
+    extra = read_table(path)
+    if path.name.endswith("_sessions.tsv"):
+        extra["participant_id"] = path.parent.name
+    elif "session_id" in extra and extra["session_id"].notna().any():
+        keys = _ONE_ROW
+    missing = [key for key in keys if key not in extra]
+    if missing:
+        raise DataError(
+            f"no column {', '.join(missing)}, found {', '.join(extra.columns)}",
+            where=str(path),
+            hint="BIDS keys phenotype tables by participant_id",
+        )
+    twice = extra[extra.duplicated(keys, keep=False)]
+    if not twice.empty:
+        raise DataError(
+            f"{' '.join(str(twice.iloc[0][key]) for key in keys)} has {len(twice)} rows",
+            where=str(path),
+            hint="keep one row for each participant (and session)",
+        )
+    sidecar = path.with_suffix(".json")
+    known = read_json(sidecar) if sidecar.is_file() else {}
+    columns = [column for column in extra.columns if column not in keys]
+    dictionary.update({column: known[column] for column in columns if isinstance(known.get(column), Mapping)})
+    fresh = [column for column in columns if column not in table]
+    shared = [column for column in columns if column in table]
+    merged = table.merge(extra[[*keys, *columns]], on=keys, how="left", suffixes=("", "__new"))
+    for column in shared:
+        new = merged.pop(f"{column}__new")
+        merged[column] = merged[column].where(merged[column].notna(), new)
+    return merged if fresh or shared else pd.DataFrame(merged)
+
+
+def write_group_table(output: Path, table: DataFrame, dictionary: Mapping[str, Any]) -> Path:
+    """Write ``group_tsc.tsv`` and its dictionary."""
+    extra = {name: entry for name, entry in dictionary.items() if isinstance(entry, Mapping)}
+    return write_table(output / "group_tsc.tsv", table, GROUP_TSC, extra=extra)
+
+
+def write_study(output: Path, study: Study, *, settings: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Write every analysis: results, data for figures, and the index of all.
+
+    Parameters
+    ----------
+    output : Path
+        Output dataset.
+    study : Study
+        Analyses done and left out.
+    settings : mapping
+        Parameters of the study, for the sidecars.
+
+    Returns
+    -------
+    tuple of Path
+        The tables.
+    """
+    written = []
+    listed = []
+    for analysis in study.analyses:
+        entry: dict[str, Any] = {
+            "Name": analysis.name,
+            "Title": analysis.title,
+            "Text": analysis.text,
+            "LeftOut": analysis.left_out,
+            "Data": [],
+        }
+        if not analysis.left_out:
+            place = output / f"group_{analysis.name}.tsv"
+            sidecar = {"Description": f"{analysis.title}. {analysis.text}", "Settings": dict(settings)}
+            written.append(write_table(place, analysis.results, GROUP_RESULT, sidecar=sidecar))
+        for key, frame in analysis.data.items():
+            place = output / f"group_{analysis.name}_{key}.tsv"
+            table = Table(f"{analysis.name}_{key}", f"{analysis.title}: {key.replace('_', ' ')}", ())
+            written.append(write_table(place, frame, table, extra={c: {"Description": str(c)} for c in frame.columns}))
+            entry["Data"].append(key)
+        listed.append(entry)
+    left = [
+        {"Analysis": str(a), "Part": str(p), "Reason": str(r)} for a, p, r in study.left_out.itertuples(index=False)
+    ]
+    write_json(output / INDEX, {"Study": study.study, "Analyses": listed, "LeftOut": left})
+    return tuple(written)

@@ -1,0 +1,347 @@
+"""Groups of an MS cohort compared: as published, in one model, within patients, across sites and methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, planned, too_few
+from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
+from bids_sodium.group.rows import METHODS, persons
+
+__all__ = ["comparisons", "joint", "lesions", "methods", "sites"]
+
+
+def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Group comparisons as published: one dummy a pair, covariates entered linearly."""
+    del rng, eliminations
+    import pandas as pd
+
+    from bids_sodium.stats.comparisons import rank_sum
+
+    means = []
+    for section in dict.fromkeys(c.section for c in view.comparisons):
+        start = len(ledger)
+        for c in view.comparisons:
+            if c.section != section:
+                continue
+            term = f"{c.first} - {c.second}"
+            if c.result is None:
+                ledger.skip(f"{c.variable}, {term}", c.reason)
+                continue
+            r = c.result
+            with_what = f", adjusted for {listing(c.covariates)}" if c.covariates else ""
+            ledger.add(
+                model="pairwise dummy" + (f" + {' + '.join(c.covariates)}" if c.covariates else ""),
+                subset=f"{c.first} and {c.second}",
+                outcome=label(c.variable),
+                term=term,
+                **taken(r, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+                n=r.n_first + r.n_second,
+                r2=r.model.r2,
+                null=0.0,
+                method=f"linear regression{with_what}; Holm over the {section} comparisons",
+                note=f"HC3 SE {r.se_hc3:.4g}"
+                + (f"; {plural(r.n_missing, 'incomplete row')} left out" if r.n_missing else ""),
+            )
+            for group, n, mean in (
+                (c.first, r.n_first, r.adjusted_mean_first),
+                (c.second, r.n_second, r.adjusted_mean_second),
+            ):
+                means.append({"variable": c.variable, "pair": term, "group": group, "n": n, "adjusted_mean": mean})
+        ledger.adjust(start)
+    start = len(ledger)
+    for first, second in (("MS", p.cis), *course_pairs(p)):
+        reason = too_few(view, p, "edss", (first, second))
+        if reason:
+            ledger.skip(f"edss, {first} - {second}", reason)
+            continue
+        with ledger.part(f"edss, {first} - {second}"):
+            edss = view.column("edss")
+            test = rank_sum(edss[view.members(first, p)], edss[view.members(second, p)], confidence=p.confidence)
+            exact = bool(np.isfinite(test.p_exact))
+            ledger.add(
+                model="rank sum",
+                subset=f"{first} and {second}",
+                outcome=label("edss"),
+                term=f"{first} - {second}",
+                **taken(test, "estimate", "ci_low", "ci_high", "statistic", "n"),
+                p=test.p_exact if exact else test.p_asymptotic,
+                method=f"Hodges-Lehmann shift, {'exact' if exact else 'asymptotic'} rank sum with ties",
+                note=f"normal approximation with tie correction p {test.p_asymptotic:.4g}; "
+                f"probability of superiority {test.probability_superiority:.3f}",
+            )
+    ledger.adjust(start)
+    return ledger.close(
+        data={"adjusted_means": pd.DataFrame(means)},
+        text="Groups were compared as published: linear regression on a dummy of each pair, with age and sex for brain "
+        "volumes and GMF or WMF for concentrations; EDSS by the rank sum test.",
+    )
+
+
+def joint(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Group comparisons as recommended: all groups in one model, adjusted means, Holm over the pairs."""
+    del rng, eliminations
+    import pandas as pd
+
+    from bids_sodium.stats.regression import group_means
+
+    means = []
+    for section, variable, covariates, pairs in planned(p):
+        groups = [p.controls] if any(p.controls in pair for pair in pairs) else []
+        groups += [p.cis] if any(p.cis in pair for pair in pairs) else []
+        wanted = [*groups, *p.ms_groups]
+        order = [g for g in wanted if not too_few(view, p, variable, (g,))]
+        for group in wanted:
+            if group not in order and variable in view.people:
+                ledger.skip(f"{variable}, {group}", too_few(view, p, variable, (group,)))
+        absent = [c for c in (variable, *covariates) if c not in view.people]
+        with ledger.part(f"{section}, {variable}"):
+            if absent:
+                raise DataError(f"no column {listing(absent)}")
+            found = group_means(
+                view.column(variable),
+                view.people["group"].to_numpy(),
+                np.column_stack([view.column(c) for c in covariates]) if covariates else None,
+                order=order,
+                names=covariates,
+                confidence=p.confidence,
+            )
+            shared: dict[str, Any] = {
+                "model": "group" + "".join(f" + {c}" for c in covariates),
+                "subset": listing(found.groups),
+                "outcome": label(variable),
+                "r2": found.model.r2,
+            }
+            total = int(found.n.sum())
+            ledger.add(
+                **shared,
+                term="group",
+                **taken(found, "statistic", "df", "p"),
+                n=total,
+                method=f"F({found.df_numerator}, df)",
+            )
+            for i, group in enumerate(found.groups):
+                interval = {"ci_low": found.ci_low[i], "ci_high": found.ci_high[i]}
+                ledger.add(
+                    **shared,
+                    term=f"adjusted mean {group}",
+                    estimate=found.mean[i],
+                    se=found.se[i],
+                    **interval,
+                    df=found.df,
+                    n=found.n[i],
+                    method="at the mean of the covariates",
+                )
+                means.append(
+                    {
+                        "variable": variable,
+                        "label": label(variable),
+                        "group": group,
+                        "n": int(found.n[i]),
+                        "mean": found.mean[i],
+                        **interval,
+                    }
+                )
+            for contrast in found.contrasts:
+                ledger.add(
+                    **shared,
+                    term=f"{contrast.first} - {contrast.second}",
+                    **taken(contrast, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+                    p_adjusted=max(contrast.p_holm, contrast.p),
+                    n=total,
+                    null=0.0,
+                    method="difference of adjusted means; Holm over the pairs",
+                )
+    return ledger.close(
+        data={"means": pd.DataFrame(means)},
+        text="All groups stand in one linear model with common covariates; differences of adjusted means are adjusted "
+        "by Holm's method over the pairs of a variable.",
+    )
+
+
+_TISSUE_NAME = {"tsc_nawm": "NAWM", "tsc_t2lesion": "T2lesion", "tsc_t1iso": "T1iso", "tsc_t1hypo": "T1hypo"}
+
+
+def lesions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Lesions against normal-appearing white matter, within patients."""
+    del rng, eliminations
+    plans = (
+        ("tsc_nawm", ("tsc_t2lesion",), False),
+        ("tsc_t1iso", ("tsc_t1hypo",), False),
+        ("tsc_nawm", ("tsc_t1iso", "tsc_t1hypo"), bool(course_pairs(p))),
+    )
+    for reference, others, by_group in plans:
+        words = f"{listing(_TISSUE_NAME[o] for o in others)} against {_TISSUE_NAME[reference]}"
+        with ledger.part(words + (", by group" if by_group else "")):
+            _lesion_model(view, p, ledger, reference, others, by_group=by_group)
+    columns = [c for c in ("group", *_TISSUE_NAME) if c in view.people]
+    points = view.people.loc[view.members("MS", p), columns].reset_index()
+    return ledger.close(
+        data={"points": points},
+        text="Lesions and normal-appearing white matter of the same patients were compared by a mixed model with a "
+        "random intercept of the patient (REML, Kenward-Roger), adjusted for the white matter fraction.",
+    )
+
+
+def _lesion_model(
+    view: View, p: MsParams, ledger: Ledger, reference: str, others: tuple[str, ...], *, by_group: bool
+) -> None:
+    from bids_sodium.stats.comparisons import mixed
+
+    tissues = (reference, *others)
+    absent = [c for c in (*tissues, "wmf") if c not in view.people]
+    if absent:
+        raise DataError(f"no column {listing(absent)}")
+    ms = view.members("MS", p)
+    values = np.column_stack([view.column(t)[ms] for t in tissues])
+    if int((~np.isnan(values)).all(axis=1).sum()) < p.minimum_group:
+        raise EstimationError(
+            f"{plural(int((~np.isnan(values)).all(axis=1).sum()), 'patient')} with all of "
+            f"{listing(_TISSUE_NAME[t] for t in tissues)}; {p.minimum_group} are needed"
+        )
+    wmf = view.column("wmf")[ms]
+    k = len(tissues)
+    who = np.repeat(np.flatnonzero(ms), k)
+    tissue = np.tile(np.arange(k), int(ms.sum()))
+    dummies = (tissue[:, None] == np.arange(1, k)).astype(float)
+    names = ["intercept", *(_TISSUE_NAME[t] for t in others)]
+    columns = [np.ones(who.size), *dummies.T]
+    last = p.ms_groups[-1]
+    if by_group:
+        small = too_few(view, p, reference, p.ms_groups)
+        if small:
+            raise EstimationError(small)
+        course = np.repeat(view.members(last, p)[ms].astype(float), k)
+        names += [last, "wmf", *(f"{_TISSUE_NAME[t]} x {last}" for t in others)]
+        columns += [course, np.repeat(wmf - np.nanmean(wmf), k), *(d * course for d in dummies.T)]
+    else:
+        names += ["wmf"]
+        columns += [np.repeat(wmf - np.nanmean(wmf), k)]
+    X = np.column_stack(columns)
+    fit = mixed(values.ravel(), X, who, names=names, confidence=p.confidence)
+    against = f" - {_TISSUE_NAME[reference]}" + (f", in {p.ms_groups[0]}" if by_group else "")
+    terms = [name + (against if name in _TISSUE_NAME.values() else "") for name in names[1:]]
+    start = len(ledger)
+    shared = {
+        "model": f"tissue{f' x {last}' if by_group else ''} + wmf + (1 | patient)",
+        "subset": "MS",
+        "outcome": "TSC (mmol/L)",
+        "method": "REML, Kenward-Roger; Holm over the terms",
+    }
+    ledger.add_contrasts(fit, terms, np.eye(len(names))[1:], shared, note=plural(fit.n_groups, "patient"))
+    ledger.adjust(start)
+
+
+def sites(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Whether sites change the group differences: fixed effects of 2 to 4 sites, a random one of more."""
+    del rng, eliminations
+    if "site" not in view.people or view.people["site"].nunique() < 2:
+        raise DataError("one site, or no column site: there is nothing to adjust for")
+    import pandas as pd
+
+    counts = pd.crosstab(view.people["site"], view.people["group"]).reset_index()
+    counts.columns.name = None
+    for variable in ("tsc_cgm", "tsc_dgm", "tsc_nawm"):
+        for first, second in (("MS", p.controls), *course_pairs(p)):
+            with ledger.part(f"{variable}, {first} - {second}"):
+                reason = too_few(view, p, variable, (first, second))
+                if reason:
+                    raise EstimationError(reason)
+                _site_row(view, p, ledger, variable, (first, second))
+    return ledger.close(
+        data={"counts": counts},
+        text="Group differences were fitted again with the site as a fixed effect (2 to 4 sites) or a random intercept "
+        "(5 or more); where site and diagnosis go together, no difference is given.",
+    )
+
+
+def _site_row(view: View, p: MsParams, ledger: Ledger, variable: str, pair: tuple[str, str]) -> None:
+    from bids_sodium.stats.comparisons import mixed
+    from bids_sodium.stats.regression import ols
+
+    first, second = pair
+    covariate = TSC_COVARIATE[variable]
+    if covariate not in view.people:
+        raise DataError(f"no column {covariate}")
+    a = view.members(first, p)
+    used = (a | view.members(second, p)) & view.people["site"].notna().to_numpy()
+    used &= ~np.isnan(view.column(variable)) & ~np.isnan(view.column(covariate))
+    site = view.people["site"].to_numpy()[used].astype(str)
+    names = sorted(set(site))
+    if len(names) < 2:
+        raise EstimationError(f"{plural(len(names), 'site')} with {first} or {second}; 2 are needed")
+    y, z = view.column(variable)[used], view.column(covariate)[used]
+    X = np.column_stack([np.ones(y.size), a[used].astype(float), z - z.mean()])
+    shared: dict[str, Any] = {
+        "subset": f"{first} and {second}, {plural(len(names), 'site')}",
+        "outcome": label(variable),
+        "term": f"{first} - {second}",
+    }
+    if len(names) < 5:
+        dummies = (site[:, None] == np.array(names[1:])).astype(float)
+        labels = ("intercept", "group", covariate, *(f"site {s}" for s in names[1:]))
+        fit = ols(np.column_stack([X, dummies]), y, names=labels, confidence=p.confidence)
+        test = fit.test(np.hstack([np.zeros((len(names) - 1, 3)), np.eye(len(names) - 1)]))
+        ledger.add(
+            **shared,
+            model=f"group + {covariate} + site (fixed)",
+            **taken(fit["group"], "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+            n=fit.n,
+            r2=fit.r2,
+            null=0.0,
+            method="linear regression",
+            note=f"site effect F({test.df_numerator}, {test.df}) = {test.statistic:.3f}, p {test.p:.4g}",
+        )
+        return
+    random = mixed(y, X, site, names=("intercept", "group", covariate), confidence=p.confidence)
+    shared |= {"model": f"group + {covariate} + (1 | site)", "method": "REML, Kenward-Roger"}
+    term = shared.pop("term")
+    note = f"SD between sites {random.sd_random[0]:.3g} mmol/L"
+    ledger.add_contrasts(random, [term], np.array([[0.0, 1.0, 0.0]]), shared, note=note)
+
+
+def methods(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Repeat the main group differences by every partial-volume method of the table."""
+    del rng, eliminations
+    from bids_sodium.stats.regression import group_difference
+
+    found = [str(m) for m in view.long["method"].dropna().unique()] if "method" in view.long else []
+    methods = [*(m for m in METHODS if m in found), *sorted(set(found) - set(METHODS) - {"n/a"})]
+    if len(methods) < 2:
+        raise DataError(f"{plural(len(methods), 'partial-volume method')} in the table; 2 are needed to compare")
+    for method in methods:
+        people = persons(view.long, method=method, group_aliases=p.group_aliases).table
+        one = View(long=view.long, people=people, method=method, excluded=view.excluded, notes=())
+        for variable in ("tsc_cgm", "tsc_dgm", "tsc_nawm"):
+            for first, second in (("MS", p.controls), *course_pairs(p)):
+                with ledger.part(f"{method}, {variable}, {first} - {second}"):
+                    reason = too_few(one, p, variable, (first, second))
+                    if reason:
+                        raise EstimationError(reason)
+                    covariate = TSC_COVARIATE[variable]
+                    if covariate not in people:
+                        raise DataError(f"no column {covariate}")
+                    r = group_difference(
+                        one.column(variable),
+                        one.members(first, p),
+                        one.members(second, p),
+                        one.column(covariate),
+                        names=(covariate,),
+                        confidence=p.confidence,
+                    )
+                    ledger.add(
+                        model=f"pairwise dummy + {covariate}, method {method}",
+                        subset=f"{first} and {second}",
+                        outcome=label(variable),
+                        term=f"{first} - {second}",
+                        **taken(r, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+                        n=r.n_first + r.n_second,
+                        null=0.0,
+                        method=f"linear regression; concentrations by {method}",
+                    )
+    return ledger.close(
+        text="The main differences were made with every partial-volume method, to see what hangs on it."
+    )

@@ -1,0 +1,235 @@
+"""Tables 1 and 2 of the MS paper: who took part, clinical scores, volumes and concentrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label
+from bids_sodium.group.results import Analysis, Ledger, plural, taken
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["participants", "table1", "table2"]
+
+
+def participants(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Who entered, and what could not be read."""
+    del rng, eliminations
+    names = [str(g) for g in dict.fromkeys(view.people["group"])]
+    order = [g for g in (p.controls, p.cis, *p.ms_groups) if g in names]
+    for group in [*order, *(g for g in names if g not in order)]:
+        ledger.add(
+            model="count",
+            outcome="participants",
+            term=group,
+            estimate=int((view.people["group"] == group).sum()),
+            n=len(view.people),
+            note="" if group in order else "takes no part in the comparisons; map it with group_aliases",
+        )
+    for note in view.notes:
+        ledger.skip("participants", note)
+    return ledger.close(
+        data={"excluded": view.excluded, "points": view.people.reset_index()},
+        text=f"{plural(len(view.people), 'participant')} entered; concentrations are those of the partial-volume "
+        f"method {view.method or 'of the table'}.",
+    )
+
+
+def _columns_of_table(view: View, p: MsParams) -> list[str]:
+    return [g for g in dict.fromkeys((p.controls, p.cis, "MS", *p.ms_groups)) if view.members(g, p).any()]
+
+
+def _mean_rows(view: View, p: MsParams, variables: Iterable[str], ledger: Ledger) -> None:
+    """Mean with interval of every variable in every group."""
+    from bids_sodium.stats.comparisons import paired
+
+    for variable in variables:
+        if variable not in view.people:
+            ledger.skip(variable, f"no column {variable}")
+            continue
+        for group in _columns_of_table(view, p):
+            values = view.column(variable)[view.members(group, p)]
+            values = values[~np.isnan(values)]
+            if not values.size:
+                continue
+            row: dict[str, Any] = {"subset": group, "outcome": label(variable), "term": "mean", "n": values.size}
+            if values.size > 1 and np.ptp(values) > 0:
+                mean = paired(values, np.zeros(values.size), confidence=p.confidence)
+                row |= taken(mean, "se", "ci_low", "ci_high", "df")
+                row["note"] = f"SD {values.std(ddof=1):.4g}"
+            ledger.add(model="mean", estimate=values.mean(), method="mean, t interval", **row)
+
+
+def _summary(view: View, p: MsParams, variables: Iterable[str]) -> pd.DataFrame:
+    """Count, mean, SD, median and range of every variable in every group."""
+    import pandas as pd
+
+    rows = []
+    for variable in variables:
+        for group in _columns_of_table(view, p):
+            values = view.column(variable)[view.members(group, p)]
+            values = values[~np.isnan(values)]
+            if values.size:
+                rows.append(
+                    {
+                        "variable": variable,
+                        "label": label(variable),
+                        "group": group,
+                        "n": values.size,
+                        "mean": values.mean(),
+                        "sd": values.std(ddof=1) if values.size > 1 else np.nan,
+                        "median": np.median(values),
+                        "minimum": values.min(),
+                        "maximum": values.max(),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _marks(view: View, variable: str, group: str, p: MsParams) -> str:
+    """Footnote marks of the paper's Tables 1 and 2, from the p values of the comparisons."""
+    signs = {
+        ("MS", p.controls): ("*", "§"),
+        ("MS", p.cis): ("†", "‡"),
+        **dict.fromkeys(course_pairs(p), ("¶", "**")),
+    }
+    found = []
+    for (first, second), (strong, weak) in signs.items():
+        if first != group:
+            continue
+        for c in view.comparisons:
+            if (c.variable, c.first, c.second) == (variable, first, second) and c.result is not None:
+                found += [strong] if c.result.p < 0.01 else [weak] if c.result.p < 0.05 else []
+    return " ".join(found)
+
+
+def _footnotes(p: MsParams) -> str:
+    course = p.ms_groups[0]
+    return (
+        f"* p<0.01, § p<0.05 against {p.controls}; † p<0.01, ‡ p<0.05 against {p.cis}; "
+        f"¶ p<0.01, ** p<0.05 against {course}"
+    )
+
+
+def _layout(view: View, p: MsParams, variables: Iterable[str], digits: dict[str, int]) -> list[dict[str, str]]:
+    """Rows of a printed table: mean (SD), median (range) for EDSS, with footnote marks."""
+    rows = []
+    for variable in variables:
+        if variable not in view.people:
+            continue
+        row = {"variable": label(variable)}
+        for group in _columns_of_table(view, p):
+            values = view.column(variable)[view.members(group, p)]
+            values = values[~np.isnan(values)]
+            d = digits.get(variable, 2)
+            if not values.size:
+                text = ""
+            elif variable == "edss":
+                text = f"{np.median(values):g} ({values.min():g}-{values.max():g})"
+            else:
+                spread = f"{values.std(ddof=1):.{d}f}" if values.size > 1 else "n/a"
+                text = f"{values.mean():.{d}f} ({spread})"
+            marks = _marks(view, variable, group, p)
+            row[group] = f"{text} {marks}" if marks else text
+        rows.append(row)
+    return rows
+
+
+def _header(view: View, p: MsParams) -> dict[str, str]:
+    return {"variable": "n", **{g: str(int(view.members(g, p).sum())) for g in _columns_of_table(view, p)}}
+
+
+def _count_rows(
+    view: View, p: MsParams, ledger: Ledger, *, name: str, words: str, hit: NDArray[np.float64]
+) -> dict[str, str]:
+    """Add how many have a property in each group; return the printed row."""
+    row = {"variable": words}
+    for group in _columns_of_table(view, p):
+        values = hit[view.members(group, p)]
+        values = values[~np.isnan(values)]
+        if values.size:
+            count, share = int(values.sum()), 100.0 * float(values.mean())
+            ledger.add(
+                model="share",
+                subset=group,
+                outcome=words,
+                term=name,
+                estimate=share,
+                n=values.size,
+                method="count over n, in %",
+                note=f"{count} of {values.size}",
+            )
+            row[group] = f"{count} ({share:.0f})"
+    return row
+
+
+def table1(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Table 1 of the paper: demographic and clinical characteristics."""
+    del rng, eliminations
+    import pandas as pd
+
+    scores = ("age", "disease_duration", *p.disability, *p.cognition, p.premorbid)
+    _mean_rows(view, p, scores, ledger)
+    rows = [_header(view, p)]
+    if "sexn" in view.people:
+        rows.append(_count_rows(view, p, ledger, name="women", words="Female, n (%)", hit=view.column("sexn")))
+    else:
+        ledger.skip("sex", "no column sex that could be read")
+    if "dmt" in view.people:
+        treated = "Disease-modifying therapy, n (%)"
+        rows.append(_count_rows(view, p, ledger, name="treated", words=treated, hit=view.column("dmt")))
+    rows += _layout(view, p, scores, {"age": 1, "disease_duration": 1, "fatigue": 1, p.premorbid: 1})
+    for name in p.cognition:
+        if name not in view.people:
+            continue
+        values = view.column(name)
+        hit = np.where(np.isnan(values), np.nan, (values <= p.impaired_z).astype(float))
+        rows.append(_count_rows(view, p, ledger, name="impaired", words=f"{label(name)}, impaired n (%)", hit=hit))
+        for last, first in course_pairs(p):
+            _impaired_row(view, p, ledger, name, hit=hit, pair=(last, first))
+    layout = pd.DataFrame(rows).fillna("")
+    return ledger.close(
+        data={"layout": layout, "summary": _summary(view, p, scores)},
+        text=f"Values are mean (SD), EDSS median (range). {_footnotes(p)}. Impaired: z <= {p.impaired_z:g}.",
+    )
+
+
+def _impaired_row(
+    view: View, p: MsParams, ledger: Ledger, name: str, *, hit: NDArray[np.float64], pair: tuple[str, str]
+) -> None:
+    from bids_sodium.stats.comparisons import fisher_exact
+
+    first, second = pair
+    with ledger.part(f"{name}, impaired, {first} against {second}"):
+        groups = hit[view.members(first, p)], hit[view.members(second, p)]
+        counts = [[float(np.nansum(group)), float(np.nansum(1.0 - group))] for group in groups]
+        test = fisher_exact(counts, confidence=p.confidence)
+        ledger.add(
+            model="Fisher's exact test",
+            subset=f"{first} and {second}",
+            outcome=f"{label(name)}, impaired",
+            term=f"{first} / {second}",
+            estimate=test.odds_ratio,
+            **taken(test, "ci_low", "ci_high", "p", "n"),
+            method="conditional odds ratio",
+        )
+
+
+def table2(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """Table 2 of the paper: brain and lesion volumes, total sodium concentrations."""
+    del rng, eliminations
+    import pandas as pd
+
+    variables = ("bpf", "gmf", "wmf", "t2lv_ml", "t1lv_ml", *TSC_COVARIATE)
+    _mean_rows(view, p, variables, ledger)
+    rows = [_header(view, p), *_layout(view, p, variables, {"bpf": 3, "gmf": 3, "wmf": 3})]
+    return ledger.close(
+        data={"layout": pd.DataFrame(rows).fillna(""), "summary": _summary(view, p, variables)},
+        text=f"Values are mean (SD), concentrations by the partial-volume method {view.method or 'of the table'}. "
+        f"{_footnotes(p)}.",
+    )

@@ -1,0 +1,320 @@
+"""What every MS analysis shares: `MsParams`, clinical scores, the `View` of the cohort and its group comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.group.results import listing, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bids_sodium.stats.regression import Elimination, GroupDifference
+
+__all__ = [
+    "TSC_COVARIATE",
+    "Comparison",
+    "Known",
+    "MsParams",
+    "View",
+    "clinical",
+    "compare",
+    "course_pairs",
+    "drop_raw_scores",
+    "label",
+    "planned",
+    "too_few",
+]
+
+
+Array = NDArray[np.float64]
+
+
+_FEET = 25.0  # length of the timed walk
+
+
+_LABEL = {
+    "age": "Age (years)",
+    "disease_duration": "Disease duration (years)",
+    "edss": "EDSS",
+    "walking_speed": "Walking speed (1/s)",
+    "walking_speed_ft_s": "Walking speed (ft/s)",
+    "z9hpt": "9-hole peg test (z)",
+    "z_verbal": "Verbal memory (z)",
+    "z_visual": "Visual memory (z)",
+    "z_pasat": "PASAT (z)",
+    "z_sdmt": "SDMT (z)",
+    "z_brixton": "Brixton test (z)",
+    "z_hayling": "Hayling test (z)",
+    "fatigue": "Fatigue severity score",
+    "nart_iq": "NART (IQ)",
+    "bpf": "Brain parenchymal fraction",
+    "gmf": "Grey matter fraction",
+    "wmf": "White matter fraction",
+    "t2lv_ml": "T2 lesion volume (mL)",
+    "t1lv_ml": "T1 lesion volume (mL)",
+    "tsc_cgm": "TSC cortical grey matter (mmol/L)",
+    "tsc_dgm": "TSC deep grey matter (mmol/L)",
+    "tsc_nawm": "TSC normal-appearing white matter (mmol/L)",
+    "tsc_t2lesion": "TSC T2 lesions (mmol/L)",
+    "tsc_t1iso": "TSC T1-isointense lesions (mmol/L)",
+    "tsc_t1hypo": "TSC T1-hypointense lesions (mmol/L)",
+}
+
+
+TSC_COVARIATE = {
+    "tsc_cgm": "gmf",
+    "tsc_dgm": "gmf",
+    "tsc_nawm": "wmf",
+    "tsc_t2lesion": "wmf",
+    "tsc_t1iso": "wmf",
+    "tsc_t1hypo": "wmf",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MsParams:
+    """What the MS study compares, and how."""
+
+    method: str = "auto"
+    """Partial-volume method of the rows that enter; ``auto`` takes glm, gtm, csf or raw, the first that is present."""
+
+    controls: str = "HC"
+    """Group of the healthy controls."""
+
+    cis: str = "CIS"
+    """Group of the patients who had one clinical event only."""
+
+    ms_groups: tuple[str, ...] = ("RRMS", "SPMS")
+    """Groups that together are the patients with MS; the last is compared with the first."""
+
+    group_aliases: tuple[tuple[str, str], ...] = ()
+    """Label in participants.tsv and the group it stands for, where the labels differ from the names above."""
+
+    disability: tuple[str, ...] = ("edss", "walking_speed", "z9hpt", "fatigue")
+    """Outcomes without a premorbid covariate."""
+
+    cognition: tuple[str, ...] = ("z_pasat", "z_sdmt", "z_brixton", "z_hayling", "z_verbal", "z_visual")
+    """Outcomes for which the premorbid intellect is a forced covariate."""
+
+    premorbid: str = "nart_iq"
+    """That covariate (National Adult Reading Test)."""
+
+    candidates_all: tuple[str, ...] = ("tsc_cgm", "tsc_dgm", "tsc_nawm")
+    """Candidates of the elimination over all patients (the MS paper)."""
+
+    candidates_ms: tuple[str, ...] = (
+        "tsc_cgm",
+        "tsc_dgm",
+        "tsc_nawm",
+        "tsc_t1iso",
+        "tsc_t1hypo",
+        "t2lv_ml",
+        "t1lv_ml",
+    )
+    """Candidates over patients with MS, who alone have lesions (the MS paper)."""
+
+    forced_all: tuple[str, ...] = ("gmf",)
+    """Covariates that every model over all patients holds."""
+
+    forced_ms: tuple[str, ...] = ("gmf", "wmf")
+    """Covariates that every model over patients with MS holds."""
+
+    sensitivity: tuple[str, ...] = ("age", "sexn", "disease_duration")
+    """Covariates added to the final models to see whether they change anything."""
+
+    p_enter: float = 0.05
+    """Univariable p value below which a candidate enters (the MS paper)."""
+
+    p_remove: float = 0.08
+    """p value above which a candidate is taken out (the MS paper)."""
+
+    impaired_z: float = -2.0
+    """z score at or below which a cognitive test counts as impaired (the MS paper)."""
+
+    minimum_group: int = 3
+    """Fewest members of a group that is compared."""
+
+    n_resamples: int = 10_000
+    """Bootstrap resamples of the final models; the paper drew 1000."""
+
+    selection_resamples: int = 200
+    """Bootstrap resamples of the whole elimination."""
+
+    confidence: float = 0.95
+    """Level of all intervals."""
+
+
+def label(variable: str) -> str:
+    """Return the words for a variable in tables and figures.
+
+    Examples
+    --------
+    >>> label("tsc_cgm")
+    'TSC cortical grey matter (mmol/L)'
+    """
+    return _LABEL.get(variable, variable)
+
+
+def clinical(people: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with clinical scores on the paper's scale.
+
+    ``walking_speed`` in 1/s is the inverse of the timed 25-foot walk ``t25fw_s``, ``walking_speed_ft_s`` is 25 ft over
+    it; a walk that cannot be done has speed 0 where it is written as ``inf``. ``fss`` is read as ``fatigue``.
+
+    Parameters
+    ----------
+    people : pandas.DataFrame
+        One row a participant.
+
+    Raises
+    ------
+    DataError
+        If a timed walk is not positive.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> clinical(pd.DataFrame({"t25fw_s": [5.0]}))[["walking_speed", "walking_speed_ft_s"]].iloc[0].tolist()
+    [0.2, 5.0]
+    """
+    out = people.copy()
+    if "t25fw_s" in out:
+        walk = out["t25fw_s"]
+        if (walk <= 0).any():
+            raise DataError(
+                f"{int((walk <= 0).sum())} timed walks are not positive (smallest {walk.min():g} s)",
+                where="column t25fw_s",
+                hint="write the seconds, and n/a where the walk was not timed",
+            )
+        if "walking_speed" not in out:
+            out["walking_speed"] = 1.0 / walk
+    if "walking_speed" in out:
+        out["walking_speed_ft_s"] = _FEET * out["walking_speed"]
+    if "fatigue" not in out and "fss" in out:
+        out["fatigue"] = out["fss"]
+    return out
+
+
+def drop_raw_scores(people: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out columns named as z scores that cannot be any."""
+    notes = []
+    for name in (*p.cognition, *p.disability):
+        if name.startswith("z") and name in people and people[name].abs().max() > 10.0:
+            low, high = people[name].min(), people[name].max()
+            notes.append(f"{name} runs from {low:g} to {high:g}, which are no z scores; it was left out")
+            people = people.drop(columns=name)
+    return people, notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two groups compared on one variable, or why they were not."""
+
+    section: str
+    variable: str
+    first: str
+    second: str
+    covariates: tuple[str, ...]
+    result: GroupDifference | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What every analysis reads."""
+
+    long: pd.DataFrame
+    people: pd.DataFrame
+    method: str
+    excluded: pd.DataFrame
+    notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = field(default=())
+
+    def members(self, name: str, p: MsParams) -> NDArray[np.bool_]:
+        """Who belongs to a group; ``MS`` and ``patients`` are unions."""
+        groups = self.people["group"].to_numpy()
+        if name == "MS":
+            return np.isin(groups, p.ms_groups)
+        if name == "patients":
+            return np.isin(groups, (p.cis, *p.ms_groups))
+        return np.asarray(groups == name)
+
+    def column(self, name: str) -> Array:
+        """Values of one variable, none where the column is absent."""
+        if name not in self.people:
+            return np.full(len(self.people), np.nan)
+        return self.people[name].to_numpy(dtype=np.float64)
+
+
+Known = dict[tuple[str, str], "Elimination"]
+
+
+def course_pairs(p: MsParams) -> list[tuple[str, str]]:
+    """Return the pair of MS groups that is compared, last and first; none where there is one group only."""
+    return [(p.ms_groups[-1], p.ms_groups[0])] if len(p.ms_groups) > 1 else []
+
+
+def planned(p: MsParams) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, str]]]]:
+    """Section, variable, covariates and pairs of groups of every published comparison."""
+    ms = ("MS", p.controls), ("MS", p.cis), (p.cis, p.controls)
+    course = course_pairs(p)
+    plan: list[tuple[str, str, tuple[str, ...], list[tuple[str, str]]]] = [
+        ("brain volumes", variable, ("age", "sexn"), [*ms, *course]) for variable in ("gmf", "wmf", "bpf")
+    ]
+    plan += [("TSC", v, (TSC_COVARIATE[v],), [*ms, *course]) for v in ("tsc_cgm", "tsc_dgm", "tsc_nawm")]
+    plan += [("lesions", v, (TSC_COVARIATE[v],), course) for v in ("tsc_t2lesion", "tsc_t1iso", "tsc_t1hypo")]
+    plan += [("lesions", variable, (), course) for variable in ("t2lv_ml", "t1lv_ml")]
+    scores = [v for v in (*p.disability, *p.cognition) if v != "edss"]
+    plan += [("clinical", variable, (), [("MS", p.cis), *course]) for variable in scores]
+    return plan
+
+
+def too_few(view: View, p: MsParams, variable: str, groups: Iterable[str]) -> str:
+    """Why groups cannot be compared on a variable, empty where they can."""
+    if variable not in view.people:
+        return f"no column {variable}"
+    known = ~np.isnan(view.column(variable))
+    for group in groups:
+        count = int((view.members(group, p) & known).sum())
+        if count < p.minimum_group:
+            return f"{group} has {plural(count, 'member')} with a value; {p.minimum_group} are needed"
+    return ""
+
+
+def compare(view: View, p: MsParams) -> Iterable[Comparison]:
+    from bids_sodium.stats.regression import group_difference
+
+    for section, variable, covariates, pairs in planned(p):
+        for first, second in pairs:
+            plan: dict[str, Any] = {
+                "section": section,
+                "variable": variable,
+                "first": first,
+                "second": second,
+                "covariates": covariates,
+            }
+            absent = [c for c in covariates if c not in view.people]
+            reason = too_few(view, p, variable, (first, second)) or (f"no column {listing(absent)}" if absent else "")
+            if reason:
+                yield Comparison(**plan, result=None, reason=reason)
+                continue
+            try:
+                result = group_difference(
+                    view.column(variable),
+                    view.members(first, p),
+                    view.members(second, p),
+                    np.column_stack([view.column(c) for c in covariates]) if covariates else None,
+                    names=covariates,
+                    confidence=p.confidence,
+                )
+            except (DataError, EstimationError) as error:
+                yield Comparison(**plan, result=None, reason=error.what)
+            else:
+                yield Comparison(**plan, result=result)

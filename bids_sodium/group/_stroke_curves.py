@@ -1,0 +1,379 @@
+"""Time courses of a stroke cohort: the sigmoid of the sodium rise, the ADC plateau, and smooth courses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.group._stroke_view import StrokeParams, joined, need, outcome
+from bids_sodium.group.results import Analysis, Ledger, plural, taken
+from bids_sodium.group.rows import Scans
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bids_sodium.stats.curves import CurveValue, SigmoidFit
+
+__all__ = ["adc", "courses", "sigmoid"]
+
+
+_Array = NDArray[np.float64]
+
+
+def sigmoid(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
+    """Sigmoid of the sodium rise, with everything the data say, and do not say, about it."""
+    del rng
+    kept: dict[str, list[pd.DataFrame]] = {"points": [], "curves": [], "models": [], "subjects": []}
+    for contrast in ("na", "tsc"):
+        with ledger.part(contrast):
+            rows = _curve_points(view, contrast, p)
+            kept["points"].append(rows)
+            with ledger.part(f"{contrast}, sigmoid"):
+                kept["curves"] += _sigmoid_rows(rows, contrast, p, ledger)
+            with ledger.part(f"{contrast}, comparison of curves"):
+                kept["models"].append(_rival_rows(rows, contrast, p, ledger))
+            with ledger.part(f"{contrast}, random asymptote"):
+                curve, subjects = _random_asymptote_rows(rows, contrast, p, ledger)
+                kept["curves"].append(curve)
+                kept["subjects"].append(subjects)
+    return ledger.close(
+        data=joined(kept),
+        text="f(t) = alpha t^delta / (e^gamma + t^delta) was fitted by variable projection from several starts; "
+        "intervals are asymptotic, profiled, cluster-robust over subjects, and from a model in which the asymptote "
+        "varies between subjects (exact maximum likelihood); rival curves are compared by AICc.",
+    )
+
+
+def _curve_points(view: Scans, contrast: str, p: StrokeParams) -> pd.DataFrame:
+    points = view.points
+    rows = points[(points["contrast"] == contrast) & (points["roi"] == p.curve_region)]
+    need(rows["participant_id"].nunique(), p.minimum_subjects, f"{contrast} values of the region {p.curve_region}")
+    return rows.sort_values(["t_h", "participant_id"])
+
+
+def _grid(rows: pd.DataFrame, p: StrokeParams) -> _Array:
+    return np.linspace(0.5, max(p.late_h[1], float(rows["t_h"].max())), 140)
+
+
+def _band(contrast: str, model: str, values: CurveValue) -> pd.DataFrame:
+    import pandas as pd
+
+    fields = {name: getattr(values, name) for name in ("t_h", "value", "ci_low", "ci_high")}
+    return pd.DataFrame({"contrast": contrast, "model": model, **fields})
+
+
+def _around(value: float, half: float) -> dict[str, float]:
+    bounded = np.isfinite(value) and np.isfinite(half)
+    return {"ci_low": value - half if bounded else np.nan, "ci_high": value + half if bounded else np.nan}
+
+
+def _beyond(hour: float, rows: pd.DataFrame) -> str:
+    last = float(rows["t_h"].max())
+    return f"extrapolated beyond the last scan at {last:.1f} h" if hour > last else ""
+
+
+def _sigmoid_rows(rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger) -> list[pd.DataFrame]:
+    from scipy.stats import t as student
+
+    from bids_sodium.stats.curves import fit_sigmoid
+
+    fit = fit_sigmoid(rows["t_h"], rows["percent"], groups=rows["participant_id"].to_numpy(), confidence=p.confidence)
+    note = f"no sigmoid minimises the residuals; the best curve is its limit, a {fit.limit} curve" if fit.limit else ""
+    shared: dict[str, Any] = {"outcome": outcome(contrast), "subset": p.curve_region, "n": fit.n, "r2": fit.r2}
+    plain = {**shared, "model": "sigmoid", "df": fit.df}
+    robust = {**shared, "model": "sigmoid, cluster-robust", "df": fit.n_groups - 1}
+    tail = 0.5 + p.confidence / 2
+    reach, reach_robust = float(student.ppf(tail, fit.df)), float(student.ppf(tail, fit.n_groups - 1))
+    for term, name in (("alpha", "alpha (%)"), ("delta", "delta"), ("gamma", "gamma")):
+        value, se, se_robust = (float(getattr(fit, f"{term}{end}")) for end in ("", "_se", "_se_cluster"))
+        if not np.isfinite(value):
+            se = se_robust = np.nan  # at a limit the errors belong to other parameters
+        of = {"term": name, "estimate": value, "note": note}
+        ledger.add(**plain, **of, se=se, **_around(value, reach * se), method="least squares, asymptotic SE")
+        ledger.add(
+            **robust, **of, se=se_robust, **_around(value, reach_robust * se_robust),
+            method=f"least squares, CR1 over {fit.n_groups} subjects",
+        )  # fmt: skip
+    if np.isfinite(fit.t50_se_h):
+        spread = np.exp(reach * fit.t50_se_h / fit.t50_h)
+        ledger.add(
+            **plain,
+            term="t50 (h)",
+            estimate=fit.t50_h,
+            se=fit.t50_se_h,
+            ci_low=fit.t50_h / spread,
+            ci_high=fit.t50_h * spread,
+            method="e^(gamma/delta), delta method on its logarithm",
+        )
+    for term, name in (("alpha", "alpha (%)"), ("delta", "delta"), ("gamma", "gamma"), ("t50_h", "t50 (h)")):
+        _profile_row(fit, term, name, ledger, shared)
+    for hour in p.hours:
+        for common, cluster in ((plain, False), (robust, True)):
+            at = fit.value_at(hour, cluster=cluster)
+            ledger.add(
+                **common,
+                term=f"f({hour:g} h) (%)",
+                estimate=at.value,
+                **taken(at, "se", "ci_low", "ci_high"),
+                method="fitted value, delta method",
+                note="; ".join(part for part in (note, _beyond(hour, rows)) if part),
+            )
+    ledger.add(**plain, term="RMSE over n (%)", estimate=fit.rmse_n, method="sqrt(RSS / n)")
+    ledger.add(**plain, term="RMSE over n - 3 (%)", estimate=fit.rmse_df, method="sqrt(RSS / (n - 3))")
+    ledger.add(
+        **plain,
+        term="asymptote identifiable",
+        estimate=float(fit.asymptote_identifiable),
+        statistic=fit.power_statistic,
+        method=f"(RSS of the power law - RSS) / s2, against {fit.power_critical:.4g}",
+        note="a power law, which has no asymptote, fits clearly worse"
+        if fit.asymptote_identifiable
+        else "a power law, which has no asymptote, fits as well: read f(t), not alpha",
+    )
+    grid = _grid(rows, p)
+    return [
+        _band(contrast, "sigmoid", fit.value_at(grid, cluster=False)),
+        _band(contrast, "sigmoid, cluster-robust", fit.value_at(grid, cluster=True)),
+    ]
+
+
+def _profile_row(fit: SigmoidFit, term: str, name: str, ledger: Ledger, shared: Mapping[str, Any]) -> None:
+    if term not in fit.profile:
+        return
+    interval = fit.profile[term]
+    ends = {"lower": interval.unbounded_low, "upper": interval.unbounded_high}
+    unbounded = " and ".join(end for end, is_open in ends.items() if is_open)
+    ledger.add(
+        **shared,
+        model="sigmoid, profile",
+        term=name,
+        estimate=getattr(fit, term),
+        ci_low=interval.low,
+        ci_high=interval.high,
+        df=fit.df,
+        method="profile likelihood",
+        note=f"{unbounded} limit unbounded" if unbounded else "",
+    )
+
+
+def _rival_rows(rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger) -> pd.DataFrame:
+    from bids_sodium.stats.curves import compare_curves
+
+    comparison = compare_curves(rows["t_h"], rows["percent"])
+    for model in comparison.models:
+        values = ", ".join(f"{key} = {value:.4g}" for key, value in model.parameters.items())
+        ledger.add(
+            model=model.name,
+            subset=p.curve_region,
+            outcome=outcome(contrast),
+            term="AICc",
+            estimate=model.aicc,
+            statistic=model.delta_aicc,
+            n=comparison.n,
+            method=f"least squares, {model.formula}",
+            note=f"{model.delta_aicc:.2f} above the lowest, Akaike weight {model.weight:.3f}; {values}",
+        )
+    table = comparison.table()
+    table.insert(0, "contrast", contrast)
+    return table
+
+
+def _random_asymptote_rows(
+    rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add the curve whose asymptote varies between subjects; return its band and every subject's curve."""
+    import pandas as pd
+    from scipy.stats import norm
+
+    from bids_sodium.stats.curves import fit_random_asymptote
+
+    who = rows["participant_id"].to_numpy()
+    fit = fit_random_asymptote(rows["t_h"], rows["percent"], who, confidence=p.confidence)
+    note = "" if fit.converged else "no asymptote is determined, so no interval is given"
+    shared: dict[str, Any] = {
+        "model": "sigmoid, random asymptote",
+        "subset": p.curve_region,
+        "outcome": outcome(contrast),
+        "n": fit.n,
+    }
+    method = f"exact maximum likelihood, {plural(fit.n_subjects, 'subject')}"
+    if fit.converged:
+        z = float(norm.ppf(0.5 + p.confidence / 2))
+        ledger.add(
+            **shared,
+            term="mean asymptote (%)",
+            estimate=fit.asymptote,
+            se=fit.asymptote_se,
+            **_around(fit.asymptote, z * fit.asymptote_se),
+            method=method,
+        )
+        for term, value, log_se in (("t50 (h)", fit.t50_h, fit.log_t50_se), ("delta", fit.delta, fit.log_delta_se)):
+            spread = np.exp(min(z * log_se, 700.0))
+            ledger.add(
+                **shared,
+                term=term,
+                estimate=value,
+                se=value * log_se,
+                ci_low=value / spread,
+                ci_high=value * spread,
+                method=f"{method}, Wald interval of the logarithm",
+            )
+        ledger.add(
+            **shared,
+            term="SD of the asymptote between subjects (%)",
+            estimate=fit.sd_asymptote,
+            statistic=fit.likelihood_ratio,
+            p=fit.p_between,
+            method=f"{method}; likelihood ratio against none, mixture of chi2 with 0 and 1 df",
+            note="no variance between subjects is seen" if fit.singular else "",
+        )
+    else:
+        ledger.skip(
+            f"{contrast}, random asymptote: asymptote, t50 and their spread",
+            f"the likelihood of {plural(fit.n, 'value')} of {plural(fit.n_subjects, 'subject')} has no inner maximum; "
+            "the cluster-robust curve serves instead",
+        )
+    ledger.add(**shared, term="SD within subjects (%)", estimate=fit.sigma, method=method)
+    for hour in p.hours:
+        at = fit.value_at(hour)
+        ledger.add(
+            **shared,
+            term=f"f({hour:g} h) (%)",
+            estimate=at.value,
+            **taken(at, "se", "ci_low", "ci_high"),
+            method=f"{method}, Wald interval",
+            note="; ".join(part for part in (note, _beyond(hour, rows)) if part),
+        )
+    grid = _grid(rows, p)
+    curves = []
+    for name, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True):
+        own = rows.loc[rows["participant_id"] == name, "t_h"]
+        curves.append(
+            pd.DataFrame(
+                {
+                    "contrast": contrast,
+                    "participant_id": name,
+                    "asymptote_percent": asymptote if fit.converged else np.nan,
+                    "t_h": grid,
+                    "value": fit.subject_curve(name, grid),
+                    "inside": ((grid >= own.min()) & (grid <= own.max())).astype(int),
+                }
+            )
+        )
+    return _band(contrast, "sigmoid, random asymptote", fit.value_at(grid)), pd.concat(curves, ignore_index=True)
+
+
+def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
+    """Level and slope of the ADC change once the plateau is reached, and the curves that describe it."""
+    del rng
+    import pandas as pd
+
+    from bids_sodium.stats.comparisons import mixed
+
+    rows = _curve_points(view, "adc", p)
+    kept: dict[str, list[pd.DataFrame]] = {"points": [rows], "curves": [], "models": [], "subjects": []}
+    shared: dict[str, Any] = {"subset": p.curve_region, "outcome": outcome("adc")}
+    late = rows[rows["t_h"] >= p.plateau_from_h]
+    with ledger.part("plateau"):
+        need(late["participant_id"].nunique(), p.minimum_subjects, f"ADC values from {p.plateau_from_h:g} h on")
+        level = mixed(
+            late["percent"], np.ones((len(late), 1)), late["participant_id"].to_numpy(), names=["plateau"],
+            confidence=p.confidence,
+        )  # fmt: skip
+        method = "REML, random intercept of the subject, Kenward-Roger"
+        ledger.add_contrasts(level, ["plateau (%)"], np.ones((1, 1)), {**shared, "model": "plateau", "method": method})
+        ledger.add(
+            **shared,
+            model="plateau",
+            term="SD between subjects (%)",
+            estimate=float(level.sd_random[0]),
+            n=level.n_groups,
+            method="REML",
+            note="no variance between subjects is seen" if level.singular else "",
+        )
+        within = {"term": "SD within subjects (%)", "estimate": level.sigma, "n": level.n, "method": "REML"}
+        ledger.add(**shared, model="plateau", **within)
+        blup = level.random_effects[:, 0] + level.estimate[0]
+        kept["subjects"].append(pd.DataFrame({"participant_id": level.groups, "plateau_percent": blup}))
+    with ledger.part("slope on the plateau"):
+        X = np.column_stack([np.ones(len(late)), late["t_h"] - late["t_h"].mean()])
+        slope = mixed(
+            late["percent"], X, late["participant_id"].to_numpy(), names=["level", "slope"], confidence=p.confidence
+        )
+        method = "REML, random intercept of the subject, Kenward-Roger"
+        ledger.add_contrasts(
+            slope, ["slope (%/h)"], np.array([[0.0, 1.0]]), {**shared, "model": "slope", "method": method}
+        )
+    with ledger.part("sigmoid"):
+        kept["curves"] += _sigmoid_rows(rows, "adc", p, ledger)
+    with ledger.part("comparison of curves"):
+        kept["models"].append(_rival_rows(rows, "adc", p, ledger))
+    return ledger.close(
+        data=joined(kept),
+        text=f"The plateau is the mean ADC change of scans from {p.plateau_from_h:g} h on, with a random intercept of "
+        "the subject; its slope says whether it is one.",
+    )
+
+
+def courses(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
+    """Smooth course of every region and contrast, with bands over resampled subjects and no extrapolation."""
+    import pandas as pd
+
+    from bids_sodium.stats.curves import local_linear
+
+    kept: dict[str, list[pd.DataFrame]] = {"points": [], "curves": []}
+    for (contrast, roi), rows in view.points.groupby(["contrast", "roi"], sort=False):
+        with ledger.part(f"{roi}, {contrast}"):
+            need(rows["participant_id"].nunique(), p.minimum_subjects, "a value")
+            low, high = float(rows["t_h"].min()), float(rows["t_h"].max())
+            hours = [h for h in p.hours if low <= h <= high]
+            grid = np.concatenate([np.linspace(low, high, 60), hours])
+            course = local_linear(
+                rows["t_h"],
+                rows["percent"],
+                grid,
+                subjects=rows["participant_id"].to_numpy(),
+                rng=rng,
+                n_resamples=p.n_resamples,
+                least_subjects=p.minimum_subjects,
+                confidence=p.confidence,
+            )
+            for i, hour in enumerate(hours, start=60):
+                ledger.add(
+                    model="local linear",
+                    subset=roi,
+                    outcome=outcome(str(contrast)),
+                    term=f"value at {hour:g} h",
+                    estimate=course.value[i],
+                    se=course.se[i],
+                    ci_low=course.ci_low[i],
+                    ci_high=course.ci_high[i],
+                    n=course.n,
+                    method=f"bootstrap of subjects, {course.n_resamples} resamples; Gaussian kernel of "
+                    f"{course.bandwidth:.3g} h by leave-one-subject-out",
+                    note="" if course.supported[i] else f"fewer than {p.minimum_subjects} subjects within a bandwidth",
+                )
+            kept["points"].append(rows)
+            kept["curves"].append(
+                pd.DataFrame(
+                    {
+                        "contrast": contrast,
+                        "roi": roi,
+                        "t_h": course.grid[:60],
+                        "value": course.value[:60],
+                        "ci_low": course.ci_low[:60],
+                        "ci_high": course.ci_high[:60],
+                        "n_subjects": course.n_subjects[:60],
+                        "supported": course.supported[:60].astype(int),
+                        "bandwidth_h": course.bandwidth,
+                    }
+                )
+            )
+    return ledger.close(
+        data=joined(kept),
+        text="Time courses are local-linear fits with a Gaussian kernel, its width chosen by leaving out one subject "
+        "at a time; bands come from resampled subjects, and nothing is extrapolated.",
+    )

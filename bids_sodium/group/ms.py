@@ -1,0 +1,101 @@
+"""The MS study, table by table: a long table of tissues → `Study`.
+
+Every participant becomes one row (`bids_sodium.group.rows.persons`), clinical scores are brought to the paper's scale,
+and each table is made twice where the paper's analysis and the recommended one differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, sites
+from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, univariable
+from bids_sodium.group._ms_tables import participants, table1, table2
+from bids_sodium.group._ms_view import Known, MsParams, View, clinical, compare, drop_raw_scores, label
+from bids_sodium.group.results import Analysis, Ledger, Study, empty_results
+from bids_sodium.group.rows import persons
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MsParams", "analyse", "clinical", "label"]
+
+
+def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.Generator | None = None) -> Study:
+    """Run every analysis of the MS study on a long table.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows in the form of ``group_tsc.tsv``; needed are ``participant_id tissue tsc_mmol_l group``, used where present
+        ``method session_id site age sex`` and the brain fractions, lesion volumes and clinical scores that `MsParams`
+        names.
+    params : MsParams, optional
+        What is compared.
+    rng : numpy.random.Generator, optional
+        Source of resamples; one with a fixed seed where none is given.
+
+    Returns
+    -------
+    Study
+        ``participants``, ``table1``, ``table2``, ``comparisons``, ``joint``, ``lesions``, ``univariable``,
+        ``regressions``, ``bootstrap``, ``ordinal``, ``sites`` and ``methods``, each done or left out with its reason.
+
+    Raises
+    ------
+    DataError
+        If a column that every analysis needs is absent, no row belongs to a tissue, or one row occurs twice.
+
+    Examples
+    --------
+    >>> from bids_sodium.simulate.cohort import ms_cohort
+    >>> cohort = ms_cohort(np.random.default_rng(7))
+    >>> study = analyse(cohort.table, MsParams(n_resamples=99, selection_resamples=9))
+    >>> rows = study["comparisons"].results
+    >>> rows.loc[(rows["term"] == "MS - HC") & rows["outcome"].str.contains("cortical"), "n"].tolist()
+    [112.0]
+    """
+    p = params or MsParams()
+    generator = np.random.default_rng(0) if rng is None else rng
+    read = persons(table, method=p.method, group_aliases=p.group_aliases)
+    people, notes = read.table, list(read.notes)
+    try:
+        people = clinical(people)
+    except DataError as error:
+        notes.append(f"the timed walk was left out: {error.what}")
+        people = clinical(people.drop(columns="t25fw_s"))
+    people, raw = drop_raw_scores(people, p)
+    view = View(long=table, people=people, method=read.method, excluded=read.excluded, notes=(*notes, *raw))
+    view = replace(view, comparisons=tuple(compare(view, p)))
+    done = []
+    eliminations: Known = {}
+    for name, title, make in _ANALYSES:
+        ledger = Ledger(name, title, confidence=p.confidence)
+        try:
+            analysis = make(view, p, generator, ledger, eliminations)
+        except (DataError, EstimationError) as error:
+            analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
+        done.append(analysis)
+    return Study(study="ms", analyses=tuple(done))
+
+
+_Make = Callable[[View, MsParams, np.random.Generator, Ledger, Known], Analysis]
+_ANALYSES: tuple[tuple[str, str, _Make], ...] = (
+    ("participants", "Participants", participants),
+    ("table1", "Demographic and clinical characteristics", table1),
+    ("table2", "Volumes and total sodium concentrations", table2),
+    ("comparisons", "Group comparisons as published", comparisons),
+    ("joint", "Group comparisons in one model", joint),
+    ("lesions", "Lesions against normal-appearing white matter", lesions),
+    ("univariable", "Univariable regressions", univariable),
+    ("regressions", "Independent associations with clinical scores", regressions),
+    ("bootstrap", "Bootstrap of the final models", bootstrap),
+    ("ordinal", "Proportional odds of the EDSS", ordinal),
+    ("sites", "Sites", sites),
+    ("methods", "Sensitivity to the partial-volume correction", methods),
+)

@@ -1,0 +1,249 @@
+"""The group page: every analysis as a figure, a table and a sentence, made from the tables on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_sodium.bidsio.files import read_json, read_table, write_text
+from bids_sodium.bidsio.gather import INDEX
+from bids_sodium.core.errors import DataError
+from bids_sodium.report import figures, html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+__all__ = ["group_page"]
+
+_Data = Mapping[str, "DataFrame"]
+_HOURS = "time after onset (h)"
+_SHOWN = ("model", "subset", "outcome", "term", "estimate", "ci_low", "ci_high", "p", "p_adjusted", "n", "r2", "method", "note")
+_STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
+_CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
+_LAYOUTS = {"table1", "table2", "regressions"}
+_NOTE = {
+    "table1": "Marks: * and † against CIS (p < 0.01, p < 0.05), ‡ and § against RRMS (p < 0.01, p < 0.05), from the tests below.",
+    "table2": "Marks: * and § against controls (p < 0.01, p < 0.05), † and ‡ against CIS, ¶ and ** against RRMS.",
+}
+
+
+def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
+    """Write ``group.html`` and the figures of all analyses.
+
+    Parameters
+    ----------
+    output : Path
+        Output dataset with the group tables.
+    methods : str
+        Methods text.
+    settings : str
+        Settings of the run, as TOML.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DataError
+        If the group level has not been run.
+    """
+    if not (output / INDEX).is_file():
+        raise DataError("no group results", where=str(output / INDEX), hint="run the group level first")
+    content = read_json(output / INDEX)
+    sections = []
+    left = [
+        f"{entry['Analysis']}{', ' + entry['Part'] if entry['Part'] else ''}: {entry['Reason']}" for entry in content["LeftOut"]
+    ]
+    summary = [_people(output)]
+    if left:
+        summary.append(html.box("Left out, and why", left))
+    sections.append(html.section("summary", "Summary", *summary))
+    for analysis in content["Analyses"]:
+        sections.append(_analysis(output, analysis))  # noqa: PERF401 - the order of figures on disk is that of the page
+    if methods:
+        sections.append(html.section("methods", "Methods", f"<pre>{html.escape(methods)}</pre>"))
+    if settings:
+        text = f"<details><summary>All settings of this run</summary><pre>{html.escape(settings)}</pre></details>"
+        sections.append(html.section("settings", "Settings", text))
+    title = _STUDIES[content["Study"]]
+    page = html.page(f"{title}: group level", "Sodium MRI: tables, figures and tests", sections)
+    return write_text(output / "group.html", page)
+
+
+def _people(output: Path) -> str:
+    table = read_table(output / "group_tsc.tsv")
+    people = table.drop_duplicates("participant_id")
+    words = f"<p>{len(people)} participants, {len(table)} rows of tissue and region values.</p>"
+    if "group" in people and people["group"].notna().any():
+        counts = people["group"].value_counts().rename_axis("group").reset_index(name="participants")
+        words += html.table(counts)
+    return words
+
+
+def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]:
+    name = analysis["Name"]
+    if analysis["LeftOut"]:
+        return html.section(name, analysis["Title"], html.box("Left out", [analysis["LeftOut"]]))
+    results = read_table(output / f"group_{name}.tsv")
+    data = {key: read_table(output / f"group_{name}_{key}.tsv") for key in analysis["Data"]}
+    parts = [f"<p>{html.escape(analysis['Text'])}</p>" if analysis["Text"] else ""]
+    for key, caption, draw in _FIGURES.get(name, ()):
+        figure = draw(data, results)
+        if figure is None:
+            continue
+        folder = output / "group_figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("svg", "png"):
+            figures.save(figure, folder / f"{name}_{key}.{kind}")
+        parts.append(html.figure(f"group_figures/{name}_{key}.svg", caption))
+    if name in _LAYOUTS and "layout" in data:
+        parts.append(html.table(data["layout"].fillna("")))
+        parts.append(f"<p>{_NOTE[name]}</p>" if name in _NOTE else "")
+    shown = [column for column in _SHOWN if column in results and results[column].notna().any()]
+    listed = results[shown].fillna({column: "" for column in ("method", "note", "subset", "term") if column in shown})
+    table = html.table(listed)
+    parts.append(
+        table
+        if len(results) <= 25  # a longer table would hide what follows it
+        else f"<details><summary>All {len(results)} results (group_{html.escape(name)}.tsv)</summary>{table}</details>"
+    )
+    return html.section(name, analysis["Title"], *parts)
+
+
+def _curve(contrast: str, model: str) -> Callable[[_Data, DataFrame], Figure | None]:
+    def draw(data: _Data, results: DataFrame) -> Figure | None:
+        del results
+        if "points" not in data or "curves" not in data:
+            return None
+        points = data["points"][data["points"]["contrast"] == contrast]
+        curves = data["curves"]
+        curve = curves[(curves["contrast"] == contrast) & (curves["model"] == model)]
+        if points.empty:
+            return None
+        return figures.curve_with_points(
+            points,
+            curve.rename(columns={"value": "estimate"}),
+            x="t_h",
+            y="percent",
+            xlabel=_HOURS,
+            ylabel=f"{_CONTRASTS[contrast]} change (%)",
+        )
+
+    return draw
+
+
+def _plateau(data: _Data, results: DataFrame) -> Figure | None:
+    if "curves" not in data:
+        return None
+    models = data["curves"]["model"].unique()
+    return _curve("adc", str(models[0]))(data, results) if len(models) else None
+
+
+def _courses(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    curves = data.get("curves")
+    if curves is None or curves.empty:
+        return None
+    value = "estimate" if "estimate" in curves else "value"
+    named = curves.rename(columns={value: "estimate"}).replace({"contrast": _CONTRASTS})
+    return figures.time_courses(
+        named, x="t_h", by="roi", panel="contrast", xlabel=_HOURS, ylabel="change against the contralateral side (%)"
+    )
+
+
+def _means(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    means = data.get("means")
+    if means is None or means.empty:
+        return None
+    labelled = means.assign(label=[f"{r.contrast}: {r.roi}, {r.t_h:g} h" for r in means.itertuples()])
+    return figures.forest(labelled, label="label", xlabel="estimated change (%), 95 % interval")
+
+
+def _volumes(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    points = data.get("points")
+    if points is None or points.empty:
+        return None
+    return figures.paired_volumes(points, columns=("ionic", "cytotoxic", "necrosis"), panel="window")
+
+
+def _ratios(data: _Data, results: DataFrame) -> Figure | None:
+    del data
+    rows = results[results["model"] == "ratio"]
+    if rows.empty:
+        return None
+    return figures.forest(
+        rows.assign(label=rows["subset"] + ": " + rows["term"]), label="label", xlabel="ratio of volumes, 95 % interval", reference=1.0
+    )
+
+
+def _forest(xlabel: str, *columns: str, limit: int = 40) -> Callable[[_Data, DataFrame], Figure | None]:
+    def draw(data: _Data, results: DataFrame) -> Figure | None:
+        del data
+        rows = results[results["ci_low"].notna() & results["ci_high"].notna()].head(limit)
+        if rows.empty:
+            return None
+        label = rows[list(columns)].fillna("").astype(str).agg(", ".join, axis=1)
+        return figures.forest(rows.assign(label=label), label="label", xlabel=xlabel)
+
+    return draw
+
+
+def _tissue_by_group(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    points = data.get("points")
+    if points is None:
+        return None
+    columns = [column for column in points if str(column).startswith("tsc_") and column != "tsc_csf"]
+    long = points.melt(id_vars=["participant_id", "group"], value_vars=columns, var_name="tissue", value_name="tsc")
+    long = long.assign(tissue=long["tissue"].str.removeprefix("tsc_").str.upper()).dropna(subset=["tsc"])
+    if long.empty:
+        return None
+    order = {name: i for i, name in enumerate(("HC", "CIS", "RRMS", "SPMS"))}
+    long = long.sort_values("group", key=lambda column: column.map(lambda name: order.get(name, 99)), kind="stable")
+    return figures.group_boxes(long, value="tsc", group="group", panel="tissue", ylabel="TSC (mmol/L)")
+
+
+def _partial(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    partial, models = data.get("partial"), data.get("models")
+    if partial is None or models is None or partial.empty:
+        return None
+    kept = models[models["subset"] == models["subset"].iloc[0]]
+    pairs = [
+        (row.outcome, term.strip())
+        for row in kept.itertuples()
+        for term in str(row.retained).split(",")
+        if term.strip().startswith("tsc_")
+    ]
+    panels = []
+    for outcome, term in pairs[:8]:
+        rows = partial[(partial["subset"] == kept["subset"].iloc[0]) & (partial["outcome"] == outcome) & (partial["term"] == term)]
+        panels.append((f"{outcome} on {term.removeprefix('tsc_').upper()} TSC", rows))
+    return figures.scatter_panels(panels, x="x", y="y", xlabel="TSC | covariates (mmol/L)", ylabel="outcome | covariates") if panels else None
+
+
+_FIGURES: Mapping[str, tuple[tuple[str, str, Callable[[_Data, DataFrame], Figure | None]], ...]] = {
+    "sigmoid": (
+        ("na", "Change of the sodium signal in the cytotoxic region, scans of one participant joined, with the fitted sigmoid and its "
+         "95 % band (cluster-robust over participants).", _curve("na", "sigmoid, cluster-robust")),
+        ("tsc", "The same for total sodium concentration.", _curve("tsc", "sigmoid, cluster-robust")),
+    ),
+    "adc": (("adc", "Change of the diffusion coefficient in the cytotoxic region with its 95 % band.", _plateau),),
+    "courses": (("courses", "Local-linear time courses with 95 % bands from resampled participants.", _courses),),
+    "regions_time": (("means", "Estimated marginal means of the mixed model.", _means),),
+    "volumes": (
+        ("volumes", "Volumes of ionic and cytotoxic oedema in each window and of the final necrosis; bars are medians.", _volumes),
+        ("ratios", "Ratios of volumes with 95 % intervals.", _ratios),
+    ),
+    "correlations": (("rho", "Rank correlations with 95 % intervals.", _forest("Spearman's rho", "subset", "outcome", "term")),),
+    "participants": (("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),),
+    "comparisons": (("differences", "Adjusted differences between groups, 95 % intervals.", _forest("difference", "outcome", "term")),),
+    "lesions": (("differences", "Lesions against normal-appearing white matter.", _forest("difference (mmol/L)", "subset", "term")),),
+    "regressions": (("partial", "Partial regressions of the retained sodium concentrations (all patients).", _partial),),
+}  # fmt: skip

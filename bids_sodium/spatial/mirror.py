@@ -1,0 +1,175 @@
+"""The other side of the head: homologous points across the mid-sagittal plane.
+
+Through a symmetric template the mirror follows the anatomy, ``image_from_template @ flip @ template_from_image``;
+without one it is the plane about which the head is most like its own reflection.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_sodium.core.data import Grid, Volume
+from bids_sodium.core.errors import EstimationError, GeometryError
+from bids_sodium.spatial.registration import Registration, RegistrationParams, register
+from bids_sodium.spatial.resampling import resample
+from bids_sodium.spatial.transforms import Affine, Transform
+
+__all__ = ["contralateral", "mid_sagittal_mirror", "mirror_transform"]
+
+_DEFAULT = RegistrationParams()
+
+
+def mirror_transform(template_from_image: Transform) -> Transform:
+    """Return the map from each point of the image to its homologue on the other side.
+
+    Parameters
+    ----------
+    template_from_image : Affine, Warp or Chain
+        Place of the image in a template that is symmetric about ``x = 0``.
+
+    Returns
+    -------
+    Affine or Chain
+        ``image_from_image``, which is its own inverse as far as the warp is inverted exactly.
+
+    Raises
+    ------
+    EstimationError
+        If the warp cannot be inverted.
+
+    Examples
+    --------
+    >>> shift = np.eye(4)
+    >>> shift[0, 3] = 5.0
+    >>> mirror_transform(Affine(shift, "mni", "t1w")).apply([10.0, 2.0, 3.0]).tolist()
+    [-20.0, 2.0, 3.0]
+    """
+    flip = Affine(np.diag([-1.0, 1.0, 1.0, 1.0]), template_from_image.target, template_from_image.target)
+    return template_from_image.inverse() @ (flip @ template_from_image)
+
+
+def contralateral(mask: NDArray[np.bool_], grid: Grid, mirror: Transform) -> NDArray[np.bool_]:
+    """Return the homologous region on the other side.
+
+    Parameters
+    ----------
+    mask : (nx, ny, nz) ndarray of bool
+        Region on one side.
+    grid : Grid
+        Lattice of the image.
+    mirror : Affine or Chain
+        ``image_from_image`` of `mirror_transform` or `mid_sagittal_mirror`.
+
+    Returns
+    -------
+    (nx, ny, nz) ndarray of bool
+        Voxels whose homologue lies in the region, at least half.
+
+    Raises
+    ------
+    GeometryError
+        If the mask does not fit the grid.
+    EstimationError
+        If nothing of the region has a homologue within the image.
+
+    Examples
+    --------
+    >>> grid = Grid.centred((21, 21, 21), 2.0)
+    >>> left = np.zeros(grid.shape, dtype=bool)
+    >>> left[2:6, 8:12, 8:12] = True
+    >>> right = contralateral(left, grid, Affine(np.diag([-1.0, 1.0, 1.0, 1.0]), "t1w", "t1w"))
+    >>> bool((right == left[::-1]).all())
+    True
+    """
+    if mask.shape != grid.shape:
+        raise GeometryError(f"a mask of shape {mask.shape} on a grid of shape {grid.shape}")
+    region = Volume(np.asarray(mask, dtype=np.bool_), grid)
+    other = np.asarray(resample(region, grid, mirror, "probability", average=False).data) >= 0.5
+    if mask.any() and not other.any():
+        raise EstimationError(
+            f"none of the {int(mask.sum())} voxels of the region has a homologue within the image",
+            hint="check the transform to the template",
+        )
+    return other
+
+
+def mid_sagittal_mirror(
+    image: Volume,
+    params: RegistrationParams = _DEFAULT,
+    *,
+    name: str = "image",
+    mask: NDArray[np.bool_] | None = None,
+) -> Registration:
+    """Return the reflection about the plane of best left-right symmetry.
+
+    The image is registered rigidly to its own reflection; the nearest pure reflection is its mirror. Brains are not
+    quite symmetric about a plane: a symmetric template finds homologues to 1-2 mm, a plane to 5-7 mm.
+
+    Parameters
+    ----------
+    image : Volume
+        Head; lesions of one side pull the plane little, because far residuals count less.
+    params : RegistrationParams
+        Levels and limits.
+    name : str
+        Name of the image's frame.
+    mask : (nx, ny, nz) ndarray of bool, optional
+        Brain mask.
+
+    Returns
+    -------
+    Registration
+        Its transform is an `Affine` of ``name`` to itself that is its own inverse.
+
+    Raises
+    ------
+    EstimationError
+        If the image is not like its reflection.
+
+    Examples
+    --------
+    >>> grid = Grid.centred((33, 33, 33), 4.0)
+    >>> x, y, z = np.moveaxis(grid.world(np.moveaxis(np.indices(grid.shape), 0, -1)), -1, 0)
+    >>> half = np.abs(x - 6.0) / 40
+    >>> head = np.exp(-(half**4) - (y / 50) ** 4 - (z / 45) ** 4) * (2 + np.cos(9 * half) + np.sin(y / 11 + z / 13))
+    >>> plane = mid_sagittal_mirror(Volume(head, grid)).transform
+    >>> bool(np.allclose(plane.apply([0.0, 10.0, 10.0]), [12.0, 10.0, 10.0], atol=0.1))
+    True
+    """
+    affine = image.grid.affine.copy()
+    middle = float(image.grid.origin_mm[0])
+    affine[0] *= -1.0
+    affine[0, 3] += 2.0 * middle
+    reflected = Volume(image.data, Grid(image.grid.shape, affine), image.unit)
+    found = register(image, reflected, params, fixed_name=name, moving_name=f"{name}-reflected", fixed_mask=mask)
+    assert isinstance(found.transform, Affine)  # noqa: S101
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = 2.0 * middle
+    return Registration(
+        transform=Affine(_nearest_reflection(found.transform.matrix @ flip), target=name, source=name),
+        metric=found.metric,
+        converged=found.converged,
+        target_error_mm=found.target_error_mm,
+        inverse_consistency_mm=found.inverse_consistency_mm,
+        overlap=found.overlap,
+        n_starts=found.n_starts,
+        n_iterations=found.n_iterations,
+        start_spread_mm=found.start_spread_mm,
+    )
+
+
+def _nearest_reflection(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the reflection about the plane that an improper rigid map reflects at, without its turn in that plane.
+
+    Its normal ``n`` is the eigenvector ``R n = -n``, so that ``n . (R x + t) = -n . x + n . t`` for every point.
+    """
+    values, vectors = np.linalg.eigh((matrix[:3, :3] + matrix[:3, :3].T) / 2.0)
+    if values[0] > -0.5:
+        raise EstimationError(f"the map is no reflection: its lowest eigenvalue is {values[0]:.2f}, not -1")
+    normal = vectors[:, 0]
+    offset = float(normal @ matrix[:3, 3]) / 2.0
+    reflection = np.eye(4)
+    reflection[:3, :3] -= 2.0 * np.outer(normal, normal)
+    reflection[:3, 3] = 2.0 * offset * normal
+    return reflection

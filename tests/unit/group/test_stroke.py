@@ -1,0 +1,247 @@
+"""The stroke study: every analysis is there, done or left out with its reason, whatever the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_sodium.core.errors import DataError
+from bids_sodium.core.tables import GROUP_RESULT
+from bids_sodium.group.results import Study, check_rows
+from bids_sodium.group.stroke import StrokeParams, analyse
+from bids_sodium.simulate.cohort import stroke_cohort
+
+FAST = StrokeParams(n_resamples=200)
+NAMES = [
+    "exclusions", "regions", "sigmoid", "adc", "courses", "regions_time", "volumes", "prediction", "correlations",
+]  # fmt: skip
+
+
+def cohort(seed: int = 3, n: int = 15) -> pd.DataFrame:
+    return stroke_cohort(np.random.default_rng(seed), n=n).table
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return analyse(cohort(), FAST, np.random.default_rng(0))
+
+
+def rows(study: Study, name: str, **match: str) -> pd.DataFrame:
+    table = study[name].results
+    for column, value in match.items():
+        table = table[table[column] == value]
+    assert len(table), match
+    return table
+
+
+def test_all_analyses_are_done(study: Study) -> None:
+    assert [a.name for a in study.analyses] == NAMES
+    assert not any(a.left_out for a in study.analyses)
+    for analysis in study.analyses:
+        assert tuple(analysis.results.columns) == GROUP_RESULT.names
+        assert (analysis.results["analysis"] == analysis.name).all()
+        assert analysis.text
+        check_rows(analysis.results)
+
+
+def test_every_row_says_how_it_was_made_and_of_how_many(study: Study) -> None:
+    for analysis in study.analyses:
+        assert analysis.results["n"].notna().all(), analysis.name
+        if analysis.name != "exclusions":
+            assert (analysis.results["method"] != "").all()
+
+
+def test_counts_are_those_of_the_table(study: Study) -> None:
+    counts = rows(study, "exclusions", term="participants with a scan").set_index("subset")["estimate"]
+    assert counts.to_dict() == {"early window": 15.0, "late window": 13.0, "later scans": 0.0}
+    assert rows(study, "exclusions", term="scans")["estimate"].item() == 28
+    left_out = rows(study, "exclusions", term="region rows left out")["estimate"].item()
+    assert left_out == len(study["exclusions"].data["excluded"])
+    assert left_out + len(study["regions"].data["points"]) == len(cohort())
+
+
+def test_regions_average_over_subjects(study: Study) -> None:
+    points = study["regions"].data["points"]
+    some = points[(points["roi"] == "ionic") & (points["contrast"] == "na") & (points["window"] == "early")]
+    row = rows(study, "regions", term="ionic", outcome="sodium signal change (%)", subset="early window").iloc[0]
+    assert row["estimate"] == pytest.approx(some["percent"].mean())
+    assert row["se"] == pytest.approx(some["percent"].std(ddof=1) / np.sqrt(len(some)))
+    assert row["n"] == some["participant_id"].nunique()
+    assert row["p_adjusted"] >= row["p"]
+
+
+def test_sigmoid_is_read_with_its_intervals(study: Study) -> None:
+    na = "sodium signal change (%)"
+    plain = rows(study, "sigmoid", model="sigmoid", outcome=na).set_index("term")
+    alpha, delta, gamma = (plain.loc[k, "estimate"] for k in ("alpha (%)", "delta", "gamma"))
+    for hour in (24, 48, 60, 70):
+        value = alpha * hour**delta / (np.exp(gamma) + hour**delta)
+        assert plain.loc[f"f({hour} h) (%)", "estimate"] == pytest.approx(value, rel=1e-9)
+    assert plain.loc["t50 (h)", "estimate"] == pytest.approx(np.exp(gamma / delta))
+    ratio = plain.loc["RMSE over n (%)", "estimate"] / plain.loc["RMSE over n - 3 (%)", "estimate"]
+    n = plain["n"].iloc[0]
+    assert ratio == pytest.approx(np.sqrt((n - 3) / n))
+    assert plain.loc["asymptote identifiable", "note"] in {
+        "a power law, which has no asymptote, fits as well: read f(t), not alpha",
+        "a power law, which has no asymptote, fits clearly worse",
+    }
+    assert len(rows(study, "sigmoid", term="AICc", outcome=na)) == 7
+    assert rows(study, "sigmoid", model="sigmoid, profile", outcome=na)["ci_high"].notna().all()
+    curves = study["sigmoid"].data["curves"]
+    assert (curves["ci_low"] <= curves["ci_high"])[curves["ci_low"].notna()].all()
+
+
+def test_extrapolation_is_named(study: Study) -> None:
+    last = study["sigmoid"].data["points"]["t_h"].max()
+    notes = rows(study, "sigmoid", model="sigmoid", term="f(70 h) (%)")["note"]
+    assert notes.str.contains("extrapolated").all() == (last < 70)
+
+
+def test_regions_differ_over_time_in_both_inferences(study: Study) -> None:
+    joint = rows(
+        study, "regions_time", model="region x time + (1 | subject)", outcome="ADC change (%)", term="region x time"
+    )
+    assert joint["method"].str.contains("Kenward-Roger").sum() == 1
+    assert joint["method"].str.contains("Satterthwaite").sum() == 1
+    pairs = study["regions_time"].results
+    pairs = pairs[pairs["method"].str.startswith("pairwise")]
+    assert len(pairs) == 3 * 2 * 6
+    assert (pairs["p_adjusted"] >= pairs["p"]).all()
+
+
+def test_volumes_relate_to_the_last_necrosis(study: Study) -> None:
+    points = study["volumes"].data["points"]
+    early = points[points["window"] == "early"]
+    ratio = rows(study, "volumes", model="ratio", term="ionic / necrosis", subset="early window").iloc[0]
+    assert ratio["estimate"] == pytest.approx(np.exp(np.log(early["ionic"] / early["necrosis"]).mean()))
+    assert rows(study, "volumes", model="signed rank")["p_adjusted"].notna().all()
+
+
+def test_later_scans_give_the_final_volume_and_the_score() -> None:
+    table = cohort()
+    follow_up = table[
+        (table["roi"] == "necrosis") & (table["contrast"] == "na") & (table["session_id"] == "ses-01")
+    ].copy()
+    follow_up = follow_up.assign(
+        session_id="ses-m3", onset_to_scan_h=2200.0, volume_ml=follow_up["volume_ml"] * 2, mrs=4
+    )
+    more = analyse(pd.concat([table, follow_up]), FAST, np.random.default_rng(0))
+    before = analyse(table, FAST, np.random.default_rng(0))
+    a, b = (s["volumes"].data["points"]["necrosis"].to_numpy() for s in (more, before))
+    np.testing.assert_allclose(a, 2 * b)
+    assert (more["correlations"].data["subjects"]["mrs"] == 4).all()
+    assert len(more["sigmoid"].data["points"]) == len(before["sigmoid"].data["points"])
+
+
+def test_pooled_scans_are_told_from_subjects(study: Study) -> None:
+    pooled = rows(study, "correlations", model="Spearman over scans, subjects permuted")
+    assert pooled["ci_low"].isna().all()
+    assert pooled["note"].str.contains("too small").all()
+    one = rows(study, "correlations", model="Spearman, one value a subject")
+    assert (one["n"] <= 15).all()
+
+
+def test_the_same_seed_gives_the_same_study(study: Study) -> None:
+    again = analyse(cohort(), FAST, np.random.default_rng(0))
+    for a, b in zip(study.analyses, again.analyses, strict=True):
+        pd.testing.assert_frame_equal(a.results, b.results)
+
+
+def test_order_of_rows_does_not_matter(study: Study) -> None:
+    shuffled = cohort().sample(frac=1.0, random_state=1)
+    again = analyse(shuffled, FAST, np.random.default_rng(0))
+    for name in ("sigmoid", "volumes", "adc"):
+        left, right = study[name].results, again[name].results
+        keys = ["model", "subset", "outcome", "term", "method"]
+        merged = left.merge(right, on=keys, suffixes=("", "_again"))
+        assert len(merged) == len(left)
+        np.testing.assert_allclose(merged["estimate"], merged["estimate_again"], rtol=1e-6)
+
+
+def one_session(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["session_id"] == "ses-01"]
+
+
+def no_necrosis(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["roi"].str.contains("necrosis")]
+
+
+def no_diffusion(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["contrast"] != "adc"]
+
+
+def two_patients(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["participant_id"].isin(["sub-01", "sub-02"])]
+
+
+def one_patient(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["participant_id"] == "sub-01"]
+
+
+def constant(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(percent_change=10.0, volume_ml=5.0, nihss=3, nihss_admission=3, mrs=1)
+
+
+def bare(table: pd.DataFrame) -> pd.DataFrame:
+    needed = ["participant_id", "session_id", "onset_to_scan_h", "roi", "contrast", "percent_change"]
+    return table[needed].dropna()
+
+
+def text_scores(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(nihss="five", mrs="n/a")
+
+
+def same_time(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(onset_to_scan_h=np.where(table["session_id"] == "ses-01", 12.0, 48.0))
+
+
+def nothing_kept(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(kept=0, reason="bilateral lesion: no contralateral side")
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out"),
+    [
+        (one_session, {"regions_time": "all 4 regions in both windows"}),
+        (no_necrosis, {"volumes": "ionic and necrosis", "prediction": "both volumes", "regions_time": "1 region"}),
+        (no_diffusion, {"adc": "0 subjects with adc values", "regions_time": "0 regions with adc"}),
+        (
+            two_patients,
+            {"regions": "2 subjects with a value; 3 are needed", "sigmoid": "3 are needed", "courses": "3 are"},
+        ),
+        (one_patient, {"volumes": "1 subject with both volumes; 3 are needed"}),
+        (constant, {"sigmoid": "equal 10", "volumes": "equal", "correlations": "equal"}),
+        (bare, {"volumes": "both volumes", "prediction": "both volumes"}),
+        (text_scores, {"correlations": "are no numbers"}),
+        (same_time, {"sigmoid": "different times"}),
+        (nothing_kept, {"regions": "", "sigmoid": "0 subjects", "adc": "0 subjects"}),
+    ],
+)
+def test_what_cannot_be_computed_is_said_and_the_rest_is_done(
+    change: Callable[[pd.DataFrame], pd.DataFrame], left_out: dict[str, str]
+) -> None:
+    study = analyse(change(cohort()), FAST, np.random.default_rng(0))
+    assert [a.name for a in study.analyses] == NAMES
+    reasons = study.left_out
+    for name, words in left_out.items():
+        told = reasons.loc[reasons["analysis"] == name, ["part", "reason"]]
+        assert (told["part"] + " " + told["reason"]).str.contains(words, regex=False).any(), (name, told)
+    assert not study["exclusions"].left_out
+    for analysis in study.analyses:
+        check_rows(analysis.results)
+        assert bool(analysis.left_out) == (not len(analysis.results) and not analysis.data)
+
+
+def test_a_table_of_another_study_is_refused() -> None:
+    with pytest.raises(DataError, match="missing column"):
+        analyse(pd.DataFrame({"participant_id": ["sub-01"]}))
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_small_cohorts_pass(n: int) -> None:
+    study = analyse(cohort(n=n), FAST, np.random.default_rng(0))
+    assert len(study["regions"].results)
+    assert study["exclusions"].results["estimate"].notna().all()

@@ -1,0 +1,78 @@
+"""Lesions become white matter, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bids_sodium.core.data import Grid, Volume
+from bids_sodium.core.errors import EstimationError, GeometryError
+from bids_sodium.tissue.filling import FillingParams, fill
+
+SHAPE = (60, 60, 60)
+PARAMS = FillingParams()
+
+
+def scene(noise: float = 20.0) -> tuple[Volume, np.ndarray, np.ndarray, np.ndarray]:
+    """A white matter ball with a bias field in grey matter, and two lesions, one of them at its rim."""
+    x, y, z = np.indices(SHAPE)
+    r = np.sqrt((x - 30.0) ** 2 + (y - 30.0) ** 2 + (z - 30.0) ** 2)
+    white = (r < 22).astype(np.float32)
+    clean = np.where(r < 22, 800.0, 550.0) * (1 + 0.004 * (x - 30))
+    lesions = (x - 25) ** 2 + (y - 30) ** 2 + (z - 30) ** 2 < 36
+    lesions |= (x - 30) ** 2 + (y - 50) ** 2 + (z - 30) ** 2 < 16
+    seen = np.where(lesions, 400.0, clean) + np.random.default_rng(0).normal(0, noise, SHAPE)
+    return Volume(seen.astype(np.float32), Grid.centred(SHAPE, 1.0)), lesions, white, clean
+
+
+def test_fill_recovers_the_white_matter_and_its_noise() -> None:
+    t1w, lesions, white, clean = scene()
+    filled = fill(t1w, lesions, white, PARAMS, np.random.default_rng(1))
+    inside = lesions & (white > 0.5)
+    error = (filled.data - clean)[inside]
+    assert abs(error.mean()) < 4.0
+    assert error.std() == pytest.approx(20.0, rel=0.2)
+
+
+def test_nothing_changes_outside_the_lesions_or_in_grey_matter() -> None:
+    t1w, lesions, white, _ = scene()
+    before = t1w.data.copy()
+    filled = fill(t1w, lesions, white, PARAMS, np.random.default_rng(1))
+    untouched = ~lesions | (white == 0)
+    np.testing.assert_array_equal(filled.data[untouched], t1w.data[untouched])
+    np.testing.assert_array_equal(t1w.data, before)
+
+
+def test_partial_lesion_is_replaced_by_its_share() -> None:
+    t1w, lesions, white, _ = scene(noise=0.0)
+    half = fill(t1w, 0.5 * lesions, white, PARAMS, np.random.default_rng(1))
+    whole = fill(t1w, lesions, white, PARAMS, np.random.default_rng(1))
+    np.testing.assert_allclose(half.data, 0.5 * (t1w.data + whole.data), rtol=0.02)
+
+
+def test_same_seed_same_fill() -> None:
+    t1w, lesions, white, _ = scene()
+    first, second = (fill(t1w, lesions, white, PARAMS, np.random.default_rng(7)).data for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_lesion_wider_than_the_kernel_is_filled_from_afar() -> None:
+    t1w, _, _, _ = scene()
+    x, y, z = np.indices(SHAPE)
+    lesions = (x - 30) ** 2 + (y - 30) ** 2 + (z - 30) ** 2 < 20**2
+    image = t1w.with_data(np.where(lesions, 100.0, 800.0).astype(np.float32))
+    filled = fill(image, lesions, np.ones(SHAPE), PARAMS, np.random.default_rng(0))
+    np.testing.assert_allclose(filled.data, 800.0, rtol=1e-3)
+
+
+def test_no_lesion_no_change() -> None:
+    t1w, lesions, white, _ = scene()
+    assert fill(t1w, np.zeros_like(lesions), white, PARAMS, np.random.default_rng(0)) is t1w
+
+
+def test_errors_say_what_is_missing() -> None:
+    t1w, lesions, white, _ = scene()
+    with pytest.raises(GeometryError, match="lesions"):
+        fill(t1w, lesions[1:], white, PARAMS, np.random.default_rng(0))
+    with pytest.raises(EstimationError, match="only 0 voxels"):
+        fill(t1w, lesions, np.zeros(SHAPE), PARAMS, np.random.default_rng(0))
