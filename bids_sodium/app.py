@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.derivatives import Roots, write_description
-from bids_sodium.bidsio.files import write_text
+from bids_sodium.bidsio.files import write_json, write_table, write_text
 from bids_sodium.bidsio.layout import Dataset, index
 from bids_sodium.core.errors import ConfigError, DataError
+from bids_sodium.core.tables import GROUP_RESULT, Table
+from bids_sodium.engine import executors
 from bids_sodium.engine.executors import Event, Report
-from bids_sodium.engine.executors import run as execute
 from bids_sodium.engine.locks import output_lock
 from bids_sodium.engine.tasks import Stamps
+from bids_sodium.report.groups import GROUP_INDEX, group_page
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
+    from bids_sodium.group.results import Study
     from bids_sodium.config import Config
     from bids_sodium.engine.tasks import Task
 
@@ -91,7 +92,7 @@ def participant(options: argparse.Namespace, config: Config, terminal: _Terminal
         _print_plan(tasks, dataset)
         return 0
     people = sorted({session.participant_id for session in dataset.sessions})
-    with output_lock(options.work_dir / "locks", people):
+    with output_lock(output / ".bids_sodium" / "locks", people):
         write_description(roots, container=terminal.container)
         methods = _write_logs(output, config, "participant")
         for note in dataset.notes:
@@ -144,7 +145,9 @@ def _validate(dataset: Dataset) -> int:
         for error in found.errors:
             _say(f"  {error}")
     else:
-        _say("bids-validator-deno is not installed, so only the app's own checks were made (pip install bids_sodium[bids])")
+        _say(
+            "bids-validator-deno is not installed, so only the app's own checks were made (pip install bids_sodium[bids])"
+        )
     problems = [session for session in dataset.sessions if session.problem is not None]
     for session in problems:
         _say(f"{session.unit}: {session.problem}")
@@ -172,8 +175,15 @@ def _execute(tasks: Sequence[Task], options: argparse.Namespace, config: Config,
 
     if options.clean_workdir:
         shutil.rmtree(options.work_dir / "stamps", ignore_errors=True)
-    with _executor(config, options) as executor:
-        report = execute(
+    cluster = executors.cluster(
+        settings.executor,
+        folder=options.work_dir / "slurm",
+        dask_address=settings.dask_address,
+        dask_scheduler_file=settings.dask_scheduler_file,
+        slurm_options=settings.slurm_options,
+    )
+    with cluster or contextlib.nullcontext() as executor:
+        report = executors.run(
             tasks,
             stamps=Stamps(options.work_dir / "stamps"),
             executor=executor,
@@ -185,31 +195,6 @@ def _execute(tasks: Sequence[Task], options: argparse.Namespace, config: Config,
         )
     terminal.clear()
     return report
-
-
-@contextmanager
-def _executor(config: Config, options: argparse.Namespace) -> Iterator[Executor | None]:
-    from bids_sodium.engine import executors
-
-    settings = config.run
-    if settings.executor == "local":
-        yield None
-        return
-    if settings.executor == "dask":
-        file = Path(settings.dask_scheduler_file) if settings.dask_scheduler_file else None
-        made = executors.dask_executor(address=settings.dask_address or None, scheduler_file=file)
-    else:
-        made = executors.slurm_executor(options.work_dir / "slurm", options=_slurm(settings.slurm_options))
-    with made as executor:
-        yield executor
-
-
-def _slurm(options: Sequence[str]) -> dict[str, str]:
-    pairs = [option.partition("=") for option in options]
-    wrong = [option for option, (_, equals, _) in zip(options, pairs, strict=True) if not equals]
-    if wrong:
-        raise ConfigError(f"{wrong[0]!r} is no Slurm option", where="run.slurm_options", hint="write key=value")
-    return {key: value for key, _, value in pairs}
 
 
 def _failures(dataset: Dataset, report: Report) -> dict[str, list[tuple[str, str, str]]]:
@@ -231,16 +216,25 @@ def _write_crashes(output: Path, run_name: str, report: Report, config: Config, 
         if person in active:
             write_text(output / person / "log" / run_name / "config.toml", config.to_toml())
             lines = [
-                f"{o.task.id}\t{o.status}\t{o.seconds:.2f}\t{o.message}" for o in report.outcomes if o.task.group == person
+                f"{o.task.id}\t{o.status}\t{o.seconds:.2f}\t{o.message}"
+                for o in report.outcomes
+                if o.task.group == person
             ]
-            write_text(output / person / "log" / run_name / "steps.log", "\n".join(["task\tstatus\tseconds\tmessage", *lines]) + "\n")
+            write_text(
+                output / person / "log" / run_name / "steps.log",
+                "\n".join(["task\tstatus\tseconds\tmessage", *lines]) + "\n",
+            )
     for outcome in report.failed:
         text = f"{outcome.task.id}\nexit code {outcome.exit_code}\n{outcome.message}\n\n{outcome.traceback}"
         write_text(output / outcome.task.group / "log" / run_name / f"crash-{outcome.task.id}.txt", text)
 
 
 def _write_pages(
-    output: Path, people: Sequence[str], failures: Mapping[str, Sequence[tuple[str, str, str]]], methods: str, config: Config
+    output: Path,
+    people: Sequence[str],
+    failures: Mapping[str, Sequence[tuple[str, str, str]]],
+    methods: str,
+    config: Config,
 ) -> None:
     from bids_sodium.report.participants import Failure, participant_page
 
@@ -260,7 +254,9 @@ def _conclude(
     done = sum(outcome.status == "done" for outcome in report.outcomes)
     skipped = sum(outcome.status == "skipped" for outcome in report.outcomes)
     people = {session.participant_id for session in dataset.sessions}
-    _say(f"{len(people) - len(failures)} of {len(people)} participants complete; {done} steps done, {skipped} unchanged")
+    _say(
+        f"{len(people) - len(failures)} of {len(people)} participants complete; {done} steps done, {skipped} unchanged"
+    )
     _say(f"reports: {output}/sub-*.html")
     problems = [session.problem for session in dataset.sessions if session.problem is not None]
     if not problems:
@@ -275,8 +271,7 @@ def _conclude(
 
 def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> int:
     """Run the group level and return its exit code."""
-    from bids_sodium.bidsio.gather import group_table, write_group_table, write_study
-    from bids_sodium.report.groups import group_page
+    from bids_sodium.bidsio.gather import group_table, write_group_table
 
     output: Path = options.output_dir
     study = config.run.study
@@ -290,13 +285,13 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
         people = table["participant_id"].nunique()
         print(f"group\t{study}\t{people} participants\t{len(table)} rows")  # noqa: T201
         return 0
-    with output_lock(options.work_dir / "locks", ["*"]):
+    with output_lock(output / ".bids_sodium" / "locks", ["*"]):
         write_description(Roots(output=output, raw=options.bids_dir), container=terminal.container)
         methods = _write_logs(output, config, "group")
         if not options.reports_only:
             write_group_table(output, table, dictionary)
             found = _analyse(study, table, config)
-            write_study(output, found, settings=dataclasses.asdict(getattr(config, study)))
+            _write_study(output, found, settings=dataclasses.asdict(getattr(config, study)))
             for reason in found.left_out.itertuples(index=False):
                 _say(f"left out: {reason.analysis}{' ' + reason.part if reason.part else ''}: {reason.reason}")
         page = group_page(output, methods=methods, settings=config.to_toml())
@@ -315,6 +310,33 @@ def _analyse(study: str, table: Any, config: Config) -> Any:
     from bids_sodium.group import ms
 
     return ms.analyse(table, config.ms, rng)
+
+
+def _write_study(output: Path, study: Study, *, settings: Mapping[str, Any]) -> None:
+    """Write every analysis with its data, and the index that the report reads."""
+    listed = []
+    for analysis in study.analyses:
+        entry: dict[str, Any] = {
+            "Name": analysis.name,
+            "Title": analysis.title,
+            "Text": analysis.text,
+            "LeftOut": analysis.left_out,
+            "Data": [],
+        }
+        if not analysis.left_out:
+            place = output / f"group_{analysis.name}.tsv"
+            sidecar = {"Description": f"{analysis.title}. {analysis.text}", "Settings": dict(settings)}
+            write_table(place, analysis.results, GROUP_RESULT, sidecar=sidecar)
+        for key, frame in analysis.data.items():
+            place = output / f"group_{analysis.name}_{key}.tsv"
+            table = Table(f"{analysis.name}_{key}", f"{analysis.title}: {key.replace('_', ' ')}", ())
+            write_table(place, frame, table, extra={c: {"Description": str(c)} for c in frame.columns})
+            entry["Data"].append(key)
+        listed.append(entry)
+    left = [
+        {"Analysis": str(a), "Part": str(p), "Reason": str(r)} for a, p, r in study.left_out.itertuples(index=False)
+    ]
+    write_json(output / GROUP_INDEX, {"Study": study.study, "Analyses": listed, "LeftOut": left})
 
 
 # ---- both -------------------------------------------------------------------------------------------------------

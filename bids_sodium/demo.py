@@ -26,7 +26,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Simulate a small dataset of each study and run both levels of bids-sodium on it.",
     )
     parser.add_argument("output", type=Path, help="folder that everything is written into")
-    parser.add_argument("--participants", type=int, default=1, metavar="N", help="participants of each study (default 1)")
+    parser.add_argument(
+        "--participants", type=int, default=1, metavar="N", help="participants of each study (default 1)"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the simulation (default 1)")
     parser.add_argument("--n-procs", type=int, default=0, metavar="N", help="tasks at a time (default all cores)")
     parser.add_argument("--sloppy", action="store_true", help="small images, for a quick look")

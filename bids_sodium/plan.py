@@ -151,7 +151,8 @@ class _Participant:
         memory_gb: float = 1.0,
     ) -> Task:
         written = tuple(path for path in outputs if path is not None)
-        inputs = tuple(dict.fromkeys(path for path in _paths(files) if path not in set(written)))
+        made = set(written)
+        inputs = tuple(dict.fromkeys(path for path in _paths(files) if path not in made))
         return Task(
             name=name,
             unit=session.unit,
@@ -315,9 +316,7 @@ class _Participant:
             session,
             quantify.run,
             files,
-            quantify.Params(
-                denoising=self.config.denoising, calibration=self.config.calibration, metadata=metadata
-            ),
+            quantify.Params(denoising=self.config.denoising, calibration=self.config.calibration, metadata=metadata),
             version=quantify.VERSION,
             outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.record),
             after=[f"{session.unit}.reconstruct", *([f"{session.unit}.align"] if has_head else [])],
@@ -347,9 +346,7 @@ class _Participant:
                         )
                     )
                     regions[label, session.unit] = self._place(session, "mask", label=label, desc="consensus")
-        tissues = tuple(
-            (name, reference.tissue_maps[name].path) for name in _EXTERNAL if name in reference.tissue_maps
-        )
+        tissues = tuple((name, reference.tissue_maps[name].path) for name in _EXTERNAL if name in reference.tissue_maps)
         fractions = {name: self._place(reference, "probseg", label=name) for name in _TISSUES}
         filled = self._place(reference, "T1w", desc="filled") if masks else None
         files = parcellate.Files(
@@ -431,9 +428,7 @@ class _Participant:
             anatomy_name=anatomy_name,
             sodium_transform=here.get(SODIUM),
             template_transform=self._template_transform(reference) if reference else None,
-            fractions=tuple(
-                (name, self._place(reference, "probseg", label=name)) for name in fractions if reference
-            ),
+            fractions=tuple((name, self._place(reference, "probseg", label=name)) for name in fractions if reference),
             lesions=tuple(lesions.items()),
             regions=tuple(stroke.items()) if tables else (),
             adc=adc_source if tables else None,
@@ -450,8 +445,7 @@ class _Participant:
                 for name in expressions
                 if self._possible(name, stroke)
             ),
-            adc_map=self.roots.output
-            / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz", space="T1w")
+            adc_map=self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz", space="T1w")
             if tables and adc_source is not None and adc_transform is not None
             else None,
             tissue_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="tissue") if whole and sodium else None,

@@ -1,7 +1,7 @@
-"""Participants' tables and the dataset's clinical tables → one long table; group results → files.
+"""Participants' tables and the dataset's clinical tables → one long table.
 
-`gather` joins every tissue and region row with participants.tsv, the sessions' tables, phenotype and the brain
-fractions of the quality tables. `write_study` writes each analysis with its data, and an index that the report reads.
+Every tissue and region row is joined with participants.tsv, the sessions' tables, phenotype and the brain fractions of
+the quality tables.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_sodium.bidsio.files import read_json, read_table, write_json, write_table
+from bids_sodium.bidsio.files import read_json, read_table, write_table
 from bids_sodium.core.errors import DataError
-from bids_sodium.core.tables import GROUP_RESULT, GROUP_TSC, QC, ROI_TSC, TISSUE_TSC, Table
+from bids_sodium.core.tables import GROUP_TSC, QC, ROI_TSC, TISSUE_TSC
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from bids_sodium.group.results import Study
 
-__all__ = ["INDEX", "gather", "group_table", "write_group_table", "write_study"]
+__all__ = ["gather", "group_table", "write_group_table"]
 
-INDEX = "group_analyses.json"
 _FRACTIONS = ("bpf", "gmf", "wmf", "tiv_ml", "t2lv_ml", "t1lv_ml")
 _ONE_ROW = ["participant_id", "session_id"]
 
@@ -79,8 +77,8 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
 
     parts = []
     for ending, schema in (("tissue", TISSUE_TSC), ("roi", ROI_TSC)):
-        for path in sorted(output.glob(f"sub-*/**/anat/*_acq-23Na_desc-{ending}_tsc.tsv")):
-            parts.append(read_table(path, schema=schema))
+        paths = sorted(output.glob(f"sub-*/**/anat/*_acq-23Na_desc-{ending}_tsc.tsv"))
+        parts += [read_table(path, schema=schema) for path in paths]
     if not parts:
         raise DataError(
             "the participant level wrote no tissue or region table",
@@ -97,7 +95,9 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
         table = table.merge(one, on="participant_id", how="left")
     for path, keys in _clinical(bids_dir):
         table = _joined(table, path, keys, dictionary)
-    return table.reindex(columns=[*GROUP_TSC.names, *(c for c in table.columns if c not in GROUP_TSC.names)]), dictionary
+    return table.reindex(
+        columns=[*GROUP_TSC.names, *(c for c in table.columns if c not in GROUP_TSC.names)]
+    ), dictionary
 
 
 def _fractions(output: Path) -> DataFrame:
@@ -162,47 +162,3 @@ def write_group_table(output: Path, table: DataFrame, dictionary: Mapping[str, A
     """Write ``group_tsc.tsv`` and its dictionary."""
     extra = {name: entry for name, entry in dictionary.items() if isinstance(entry, Mapping)}
     return write_table(output / "group_tsc.tsv", table, GROUP_TSC, extra=extra)
-
-
-def write_study(output: Path, study: Study, *, settings: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write every analysis: results, data for figures, and the index of all.
-
-    Parameters
-    ----------
-    output : Path
-        Output dataset.
-    study : Study
-        Analyses done and left out.
-    settings : mapping
-        Parameters of the study, for the sidecars.
-
-    Returns
-    -------
-    tuple of Path
-        The tables.
-    """
-    written = []
-    listed = []
-    for analysis in study.analyses:
-        entry: dict[str, Any] = {
-            "Name": analysis.name,
-            "Title": analysis.title,
-            "Text": analysis.text,
-            "LeftOut": analysis.left_out,
-            "Data": [],
-        }
-        if not analysis.left_out:
-            place = output / f"group_{analysis.name}.tsv"
-            sidecar = {"Description": f"{analysis.title}. {analysis.text}", "Settings": dict(settings)}
-            written.append(write_table(place, analysis.results, GROUP_RESULT, sidecar=sidecar))
-        for key, frame in analysis.data.items():
-            place = output / f"group_{analysis.name}_{key}.tsv"
-            table = Table(f"{analysis.name}_{key}", f"{analysis.title}: {key.replace('_', ' ')}", ())
-            written.append(write_table(place, frame, table, extra={c: {"Description": str(c)} for c in frame.columns}))
-            entry["Data"].append(key)
-        listed.append(entry)
-    left = [
-        {"Analysis": str(a), "Part": str(p), "Reason": str(r)} for a, p, r in study.left_out.itertuples(index=False)
-    ]
-    write_json(output / INDEX, {"Study": study.study, "Analyses": listed, "LeftOut": left})
-    return tuple(written)

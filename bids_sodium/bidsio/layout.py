@@ -198,6 +198,7 @@ class _Tree:
     root: str
     shared: list[_File] = field(default_factory=list)
     files: list[_File] = field(default_factory=list)
+    dangling: set[str] = field(default_factory=set)
     _read: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def walk(self, folder: str, into: list[_File], *, deep: bool = True) -> None:
@@ -214,6 +215,8 @@ class _Tree:
                     name = parse(entry.name)
                 except DataError:
                     continue
+                if entry.is_symlink() and not Path(entry.path).exists():
+                    self.dangling.add(entry.path)
                 into.append(_File(entry.path, entry.name, folder, datatype, *name))
 
     def applying(self, file: _File, extension: str) -> list[_File]:
@@ -588,8 +591,9 @@ class _Reader:
             onset_to_scan_h=_onset_h(onset, f"{self.participant}_sessions.tsv"),
             notes=tuple(self.notes),
         )
-        for scan in session.scans:
-            if scan.path.is_symlink() and not scan.path.exists():
+        dangling = set().union(*(tree.dangling for tree in self.trees.values()))
+        for scan in session.scans if dangling else ():
+            if str(scan.path) in dangling:
                 raise DataError(
                     "the file is a link whose content is not here",
                     where=str(scan.path),

@@ -27,7 +27,7 @@ ORDER = (
 # fmt: on
 """Short keys in the order of BIDS 1.11; those of transforms (from, to, mode) stand before label."""
 
-_RANK = {key: rank for rank, key in enumerate(ORDER)}
+_RANK = {key: rank for rank, key in enumerate(ORDER)} | {f"{key}_": rank for rank, key in enumerate(ORDER)}
 _LIKE = "name it like sub-01_acq-23Na_PDw.nii.gz"
 _VALUE = re.compile(r"[A-Za-z0-9+]+")
 _SODIUM = re.compile(r"(?i:23na|sodium)|Na(?![a-z])")
@@ -118,14 +118,16 @@ def build(entities: Entities, suffix: str, extension: str) -> str:
     >>> build({"desc": "recon", "acq": "23Na", "sub": "01"}, "PDw", ".nii.gz")
     'sub-01_acq-23Na_desc-recon_PDw.nii.gz'
     """
-    clean = {key.rstrip("_"): value for key, value in entities.items()}
-    for key, value in clean.items():
-        if key not in _RANK:
+    parts = []
+    for key, value in entities.items():
+        rank = _RANK.get(key)
+        if rank is None:
             raise InternalError(f"BIDS has no entity {key!r}")
         if not _VALUE.fullmatch(value):
             raise InternalError(f"{key}-{value} is not a BIDS entity: only letters, digits and + may stand in a value")
-    parts = [f"{key}-{clean[key]}" for key in sorted(clean, key=_RANK.__getitem__)]
-    return "_".join([*parts, suffix]) + ("." + extension.lstrip(".") if extension else "")
+        parts.append((rank, f"{ORDER[rank]}-{value}"))
+    stem = "_".join([*(part for _, part in sorted(parts)), suffix])
+    return f"{stem}.{extension.lstrip('.')}" if extension else stem
 
 
 def output(unit: Unit, *, datatype: str = "anat", suffix: str, extension: str, **entities: str | None) -> str:

@@ -241,7 +241,7 @@ class HeadTemplate:
     gm, wm, csf : ndarray
         Tissue fractions, 0 to 1.
     deep : ndarray
-        Share of the grey matter that is deep (thalamus, caudate, putamen, pallidum), 0 to 1.
+        Share of the brain tissue that is deep grey nuclei (thalamus, caudate, putamen, pallidum), 0 to 1.
     brain : ndarray of bool
         Brain mask.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label
-from bids_sodium.group.results import Analysis, Ledger, plural, taken
+from bids_sodium.group.results import Analysis, Ledger, mean_of, plural, taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +46,6 @@ def _columns_of_table(view: View, p: MsParams) -> list[str]:
 
 def _mean_rows(view: View, p: MsParams, variables: Iterable[str], ledger: Ledger) -> None:
     """Mean with interval of every variable in every group."""
-    from bids_sodium.stats.comparisons import paired
-
     for variable in variables:
         if variable not in view.people:
             ledger.skip(variable, f"no column {variable}")
@@ -59,8 +57,8 @@ def _mean_rows(view: View, p: MsParams, variables: Iterable[str], ledger: Ledger
                 continue
             row: dict[str, Any] = {"subset": group, "outcome": label(variable), "term": "mean", "n": values.size}
             if values.size > 1 and np.ptp(values) > 0:
-                mean = paired(values, np.zeros(values.size), confidence=p.confidence)
-                row |= taken(mean, "se", "ci_low", "ci_high", "df")
+                mean = mean_of(values, p.confidence)
+                row |= {name: mean[name] for name in ("se", "ci_low", "ci_high", "df")}
                 row["note"] = f"SD {values.std(ddof=1):.4g}"
             ledger.add(model="mean", estimate=values.mean(), method="mean, t interval", **row)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.group._stroke_view import WINDOW, StrokeParams, joined, need, outcome, per_subject
-from bids_sodium.group.results import Analysis, Ledger, plural, taken
+from bids_sodium.group.results import Analysis, Ledger, mean_of, plural
 from bids_sodium.group.rows import Scans
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ def exclusions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: L
 def regions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
     """Mean change of every region, contrast and window, one value a subject, against zero."""
     del rng
-    from bids_sodium.stats.comparisons import paired
-
     for (contrast, window), block in view.points.groupby(["contrast", "window"], sort=False):
         start = len(ledger)
         for roi, rows in block.groupby("roi", sort=False):
@@ -60,7 +58,7 @@ def regions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledg
                     subset=WINDOW[str(window)],
                     outcome=outcome(str(contrast)),
                     term=roi,
-                    **taken(paired(values, np.zeros(values.size), confidence=p.confidence)),
+                    **mean_of(values, p.confidence),
                     null=0.0,
                     method="one-sample t; Holm over the regions of a contrast and window",
                     note=f"partial-volume method {view.method}" if view.method else "",

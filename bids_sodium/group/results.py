@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bids_sodium.stats.comparisons import Mixed
 
-__all__ = ["Analysis", "Ledger", "Study", "check_rows", "empty_results", "listing", "plural", "taken"]
+__all__ = ["Analysis", "Ledger", "Study", "check_rows", "empty_results", "listing", "mean_of", "plural", "taken"]
 
 _TEXT = frozenset({"analysis", "model", "subset", "outcome", "term", "method", "note"})
 _NUMBERS = tuple(name for name in GROUP_RESULT.names if name not in _TEXT)
@@ -368,6 +368,34 @@ def taken(result: object, *names: str) -> dict[str, Any]:
     """
     wanted = names or ("estimate", "se", "ci_low", "ci_high", "statistic", "df", "p", "n")
     return {name: getattr(result, name) for name in wanted if hasattr(result, name)}
+
+
+def mean_of(values: NDArray[np.float64], confidence: float) -> dict[str, Any]:
+    """Return mean, t interval and test against zero as a row takes them.
+
+    Parameters
+    ----------
+    values : ndarray
+        One value a subject, shape (n,), none missing.
+    confidence : float
+        Level of the interval.
+
+    Raises
+    ------
+    EstimationError
+        If there are fewer than 2 values or they do not vary.
+
+    Examples
+    --------
+    >>> round(mean_of(np.array([1.0, 2.0, 3.0]), 0.95)["se"], 4)
+    0.5774
+    """
+    from bids_sodium.stats.regression import ols
+
+    if values.size < 2 or np.ptp(values) == 0:
+        raise EstimationError(f"{plural(values.size, 'value')} without spread have no standard error")
+    fit = ols(np.ones((values.size, 1)), values, names=("mean",), confidence=confidence)
+    return {**taken(fit["mean"]), "n": fit.n}
 
 
 def plural(count: int, noun: str) -> str:

@@ -314,7 +314,7 @@ def _fit_air(values: NDArray[np.float64], shape: int, *, peak: float, whole: boo
     edge = special.gammaincinv(shape, 0.8)
     for _ in range(60):
         cut = np.sqrt(2 * edge) * sigma
-        cut = np.floor(cut) + 0.5 if whole else cut
+        cut = max(np.floor(cut), 2.0) + 0.5 if whole else cut
         air = values[: int(np.searchsorted(values, cut))]
         if air.size < 100 or sigma <= 0:
             return float("nan"), float("inf")

@@ -115,15 +115,24 @@ def montage(
         The picture.
     """
     first, size = _axial(rows[0][1])
-    seen = np.asarray(_axial(focus)[0]) > 0 if focus is not None else np.abs(first) > 0.15 * np.percentile(np.abs(first), 99.7)
+    seen = (
+        np.asarray(_axial(focus)[0]) > 0
+        if focus is not None
+        else np.abs(first) > 0.15 * np.percentile(np.abs(first), 99.7)
+    )
     levels = np.flatnonzero(seen.any(axis=(0, 1)))
     low, high = (int(levels[0]), int(levels[-1])) if levels.size else (0, first.shape[2] - 1)
     margin = 0.0 if focus is not None else 0.08
-    sections = np.unique(np.linspace(low + margin * (high - low), high - margin * (high - low), n_sections).round().astype(int))
+    sections = np.unique(
+        np.linspace(low + margin * (high - low), high - margin * (high - low), n_sections).round().astype(int)
+    )
     aspect = size[1] / size[0]
     cell = 1.55
     figure, axes = _figure(
-        cell * len(sections) + 1.1, cell * aspect * first.shape[1] / first.shape[0] * len(rows) + 0.45, len(rows), len(sections),
+        cell * len(sections) + 1.1,
+        cell * aspect * first.shape[1] / first.shape[0] * len(rows) + 0.45,
+        len(rows),
+        len(sections),
         squeeze=False,
     )
     palette = _CYCLE[1:] + _CYCLE[:1]
@@ -133,7 +142,13 @@ def montage(
         picture = None
         for column, (axis, z) in enumerate(zip(line, sections, strict=True)):
             picture = axis.imshow(
-                data[:, :, z].T, origin="lower", cmap=colours, vmin=shown[0], vmax=shown[1], aspect=aspect, interpolation="nearest"
+                data[:, :, z].T,
+                origin="lower",
+                cmap=colours,
+                vmin=shown[0],
+                vmax=shown[1],
+                aspect=aspect,
+                interpolation="nearest",
             )
             for colour, mask in zip(palette, (outlines or {}).values(), strict=False):
                 inside = np.asarray(_axial(mask)[0])[:, :, z].T > 0.5
@@ -153,7 +168,9 @@ def montage(
         from matplotlib.lines import Line2D
 
         handles = [Line2D([], [], color=colour, label=name) for colour, name in zip(palette, outlines, strict=False)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+        )
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -179,7 +196,9 @@ def calibration_line(
     """Show vial signals against their concentrations, with the line through zero and its 95 % band."""
     figure, axis = _figure(4.2, 3.0)
     x = np.linspace(0, 1.15 * float(np.max(signal)), 50)
-    axis.fill_between(x, (slope - 1.96 * slope_se) * x, (slope + 1.96 * slope_se) * x, color=COLOURS["sky"], alpha=0.3, linewidth=0)
+    axis.fill_between(
+        x, (slope - 1.96 * slope_se) * x, (slope + 1.96 * slope_se) * x, color=COLOURS["sky"], alpha=0.3, linewidth=0
+    )
     axis.plot(x, slope * x, color=COLOURS["blue"], label=f"{slope:.4g} ± {slope_se:.2g} mmol/L per a.u.")
     axis.errorbar(signal, mmol_l, xerr=1.96 * np.asarray(se), fmt="o", color=COLOURS["red"], capsize=3, label="vials")
     axis.set_xlabel("signal after noise floor (a.u.)")
@@ -202,7 +221,14 @@ def tissue_dots(table: DataFrame) -> Figure:
             rows = part[part["method"] == method].set_index("tissue").reindex(tissues)
             x = np.arange(len(tissues)) + (shift - (len(methods) - 1) / 2) * 0.16
             axis.errorbar(
-                x, rows["tsc_mmol_l"], yerr=1.96 * rows["tsc_se"], fmt="o", markersize=4, capsize=2, color=colour, label=method
+                x,
+                rows["tsc_mmol_l"],
+                yerr=1.96 * rows["tsc_se"],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color=colour,
+                label=method,
             )
         axis.set_xticks(np.arange(len(tissues)), tissues)
         axis.margins(x=0.15)
@@ -241,9 +267,7 @@ def curve_with_points(
     return figure
 
 
-def time_courses(
-    curves: DataFrame, *, x: str, by: str, xlabel: str, ylabel: str, panel: str | None = None
-) -> Figure:
+def time_courses(curves: DataFrame, *, x: str, by: str, xlabel: str, ylabel: str, panel: str | None = None) -> Figure:
     """Show smooth courses with bands, one colour a level of ``by``, one panel a level of ``panel``."""
     panels = list(dict.fromkeys(curves[panel])) if panel else [""]
     levels = list(dict.fromkeys(curves[by]))
@@ -263,7 +287,9 @@ def time_courses(
         _plain(axis)
     axes[0][0].set_ylabel(ylabel)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=7, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=7, frameon=False
+    )
     return figure
 
 
@@ -281,8 +307,15 @@ def paired_volumes(table: DataFrame, *, columns: Sequence[str], panel: str, ylab
             finite = values[:, i][np.isfinite(values[:, i])]
             if finite.size:
                 axis.plot([i - 0.25, i + 0.25], [np.median(finite)] * 2, color=COLOURS["black"], linewidth=2)
-            axis.annotate(f"n={finite.size}", (i, 0.0), xycoords=("data", "axes fraction"), xytext=(0, 2), fontsize=7,
-                          textcoords="offset points", ha="center")
+            axis.annotate(
+                f"n={finite.size}",
+                (i, 0.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                fontsize=7,
+                textcoords="offset points",
+                ha="center",
+            )
         axis.set_xticks(np.arange(len(columns)), columns, fontsize=8)
         axis.set_title(str(name), fontsize=9)
         if np.nanmin(values, initial=np.inf) > 0:
@@ -304,7 +337,14 @@ def group_boxes(table: DataFrame, *, value: str, group: str, panel: str, ylabel:
             values = table[(table[panel] == name) & (table[group] == level)][value].dropna().to_numpy(dtype=float)
             if values.size == 0:
                 continue
-            axis.plot(i + rng.uniform(-0.14, 0.14, values.size), values, ".", color=_CYCLE[i % len(_CYCLE)], alpha=0.6, markersize=4)
+            axis.plot(
+                i + rng.uniform(-0.14, 0.14, values.size),
+                values,
+                ".",
+                color=_CYCLE[i % len(_CYCLE)],
+                alpha=0.6,
+                markersize=4,
+            )
             low, middle, high = np.percentile(values, [25, 50, 75])
             axis.plot([i - 0.28, i + 0.28], [middle, middle], color=COLOURS["black"], linewidth=1.8)
             axis.plot([i, i], [low, high], color=COLOURS["black"], linewidth=1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.files import read_json, read_table, write_text
-from bids_sodium.bidsio.gather import INDEX
 from bids_sodium.core.errors import DataError
 from bids_sodium.report import figures, html
 
@@ -15,11 +14,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["group_page"]
+__all__ = ["GROUP_INDEX", "group_page"]
+
+GROUP_INDEX = "group_analyses.json"
+"""File of the output that lists the analyses in the order of the report."""
 
 _Data = Mapping[str, "DataFrame"]
 _HOURS = "time after onset (h)"
-_SHOWN = ("model", "subset", "outcome", "term", "estimate", "ci_low", "ci_high", "p", "p_adjusted", "n", "r2", "method", "note")
+_SHOWN = (
+    "model",
+    "subset",
+    "outcome",
+    "term",
+    "estimate",
+    "ci_low",
+    "ci_high",
+    "p",
+    "p_adjusted",
+    "n",
+    "r2",
+    "method",
+    "note",
+)
 _STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
 _CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
 _LAYOUTS = {"table1", "table2", "regressions"}
@@ -51,12 +67,13 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
     DataError
         If the group level has not been run.
     """
-    if not (output / INDEX).is_file():
-        raise DataError("no group results", where=str(output / INDEX), hint="run the group level first")
-    content = read_json(output / INDEX)
+    if not (output / GROUP_INDEX).is_file():
+        raise DataError("no group results", where=str(output / GROUP_INDEX), hint="run the group level first")
+    content = read_json(output / GROUP_INDEX)
     sections = []
     left = [
-        f"{entry['Analysis']}{', ' + entry['Part'] if entry['Part'] else ''}: {entry['Reason']}" for entry in content["LeftOut"]
+        f"{entry['Analysis']}{', ' + entry['Part'] if entry['Part'] else ''}: {entry['Reason']}"
+        for entry in content["LeftOut"]
     ]
     summary = [_people(output)]
     if left:
@@ -178,7 +195,10 @@ def _ratios(data: _Data, results: DataFrame) -> Figure | None:
     if rows.empty:
         return None
     return figures.forest(
-        rows.assign(label=rows["subset"] + ": " + rows["term"]), label="label", xlabel="ratio of volumes, 95 % interval", reference=1.0
+        rows.assign(label=rows["subset"] + ": " + rows["term"]),
+        label="label",
+        xlabel="ratio of volumes, 95 % interval",
+        reference=1.0,
     )
 
 
@@ -223,9 +243,15 @@ def _partial(data: _Data, results: DataFrame) -> Figure | None:
     ]
     panels = []
     for outcome, term in pairs[:8]:
-        rows = partial[(partial["subset"] == kept["subset"].iloc[0]) & (partial["outcome"] == outcome) & (partial["term"] == term)]
+        rows = partial[
+            (partial["subset"] == kept["subset"].iloc[0]) & (partial["outcome"] == outcome) & (partial["term"] == term)
+        ]
         panels.append((f"{outcome} on {term.removeprefix('tsc_').upper()} TSC", rows))
-    return figures.scatter_panels(panels, x="x", y="y", xlabel="TSC | covariates (mmol/L)", ylabel="outcome | covariates") if panels else None
+    return (
+        figures.scatter_panels(panels, x="x", y="y", xlabel="TSC | covariates (mmol/L)", ylabel="outcome | covariates")
+        if panels
+        else None
+    )
 
 
 _FIGURES: Mapping[str, tuple[tuple[str, str, Callable[[_Data, DataFrame], Figure | None]], ...]] = {

@@ -102,7 +102,8 @@ def page(title: str, subtitle: str, sections: Iterable[tuple[str, str, str]]) ->
     listed = [entry for entry in sections if entry[2]]
     links = "".join(f'<a href="#{escape(name)}">{escape(heading)}</a>' for name, heading, _ in listed)
     body = "".join(
-        f'<section id="{escape(name)}"><h2>{escape(heading)}</h2>{content}</section>' for name, heading, content in listed
+        f'<section id="{escape(name)}"><h2>{escape(heading)}</h2>{content}</section>'
+        for name, heading, content in listed
     )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'

@@ -229,7 +229,9 @@ def _calibration(session: _Session) -> str:
         session.show(
             "TSCmap",
             "Total sodium concentration.",
-            lambda: figures.montage([("TSC", tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L"),
+            lambda: figures.montage(
+                [("TSC", tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L"
+            ),
         )
     )
     return "".join(parts)
@@ -241,7 +243,9 @@ def _anatomy_files(session: _Session) -> tuple[_Session, dict[str, Any]] | None:
         if other.has("seg-tissue_dseg.nii.gz", "desc-preproc_T1w.nii.gz"):
             labels = other.volume("seg-tissue_dseg.nii.gz")
             values = np.asarray(labels.data)
-            return other, {name: labels.with_data(values == value) for name, value in _LABELS.items() if (values == value).any()}
+            return other, {
+                name: labels.with_data(values == value) for name, value in _LABELS.items() if (values == value).any()
+            }
     return None
 
 
@@ -259,7 +263,11 @@ def _alignment(session: _Session) -> str:
                 "Sodium concentration on the T1w grid (one interpolation) with the outlines of white matter and CSF from the T1w "
                 "image: CSF outlines should hold the bright ventricles.",
                 lambda: figures.montage(
-                    [("TSC", tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L", outlines=outlines,
+                    [("TSC", tsc)],
+                    limits=(0.0, _BRAIN_LIMIT_MMOL_L),
+                    colours="viridis",
+                    unit="mmol/L",
+                    outlines=outlines,
                     focus=labels.get("NAWM"),
                 ),
             )
@@ -288,7 +296,11 @@ def _alignment(session: _Session) -> str:
                 f"space-{space}_TSCmap",
                 f"Sodium concentration in the space of {space}, one interpolation.",
                 lambda tsc=tsc, outlines=outlines: figures.montage(
-                    [(space, tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L", outlines=outlines
+                    [(space, tsc)],
+                    limits=(0.0, _BRAIN_LIMIT_MMOL_L),
+                    colours="viridis",
+                    unit="mmol/L",
+                    outlines=outlines,
                 ),
             )
         )
@@ -318,7 +330,9 @@ def _tissue(session: _Session) -> str:
             lambda: figures.montage(maps, limits=(0.0, 1.0), unit="fraction (1)", focus=labels[1].get("NAWM")),
         )
     )
-    seen = [name for name in ("CGM", "DGM", "NAWM", "CSF") if session.has(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz")]
+    seen = [
+        name for name in ("CGM", "DGM", "NAWM", "CSF") if session.has(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz")
+    ]
     if seen:
         blurred = [(name, session.volume(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz", "1")) for name in seen]
         parts.append(
@@ -367,7 +381,12 @@ def _regions(session: _Session) -> str:
                     "desc-regions_TSCmap",
                     "Delineated regions and their mirror images (lesions and CSF left out) on the sodium concentration.",
                     lambda: figures.montage(
-                        rows, limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="gray", unit="mmol/L", outlines=masks, focus=union
+                        rows,
+                        limits=(0.0, _BRAIN_LIMIT_MMOL_L),
+                        colours="gray",
+                        unit="mmol/L",
+                        outlines=masks,
+                        focus=union,
                     ),
                 )
             )

@@ -403,8 +403,8 @@ def draw_anatomy(rng: np.random.Generator, params: AnatomyParams | None = None) 
     inside = np.maximum(_soft_edge(outside[near] - p.csf_layer_mm, 1.0), brain)
     values = {
         "CGM": tissue["gm"] * (1.0 - tissue["deep"]),
-        "DGM": tissue["gm"] * tissue["deep"],
-        "NAWM": tissue["wm"],
+        "DGM": brain * tissue["deep"],
+        "NAWM": tissue["wm"] * (1.0 - tissue["deep"]),
         "CSF": inside - brain,
     }
     fractions = {}

@@ -53,6 +53,13 @@ class RegistrationParams:
     psf_voxels: float = 1.6
     """Resolution of the moving image over its voxel size: 1.59 for a sphere of k-space."""
 
+    well_explained: float = 0.5
+    """Where less of the moving image's variance is explained, the fixed image is tried once more without its bias."""
+
+    flatten_mm: float = 30.0
+    """Standard deviation of the Gaussian whose result the fixed image is then divided by, in mm; 0 for never. It finds
+    the pose in gradient echoes of surface coils at 7 T, and costs 0.3 mm where it was not needed."""
+
     start_rotation_deg: float = 20.0
     """Turns of the starts about each axis, in degrees."""
 
@@ -189,30 +196,30 @@ def register(
         _check_image(image, name)
     _check_fit(fixed, fixed_mask, initial, (fixed_name, moving_name))
     mask = head_mask(fixed) if fixed_mask is None else np.asarray(fixed_mask, dtype=np.bool_)
-    scenes = [_scene(fixed, mask, moving, params, level) for level in range(len(params.levels_mm))]
     words = f"{moving_name} to {fixed_name}"
-    starts = _starts(scenes[0], moving, params) if initial is None else [initial.inverse().matrix]
-    poses = sorted((_descend(scenes[0], start, "rigid", params) for start in starts), key=lambda pose: pose.share)
-    spread = _distance(scenes[0], poses[0].matrix, poses[1].matrix) if len(poses) > 1 else float("nan")
-    if initial is None:
-        _refuse_upside_down(scenes[0], poses[0], params, words)
-    for scene in scenes[1:-1]:
-        chosen = _different(scenes[0], poses, params.finalists)
-        poses = sorted((_descend(scene, pose.matrix, kind, params) for pose in chosen), key=lambda pose: pose.share)
-    explained = 1.0 - poses[0].share
-    if explained < params.least_explained or poses[0].overlap < params.least_overlap:
+    first = None if initial is None else initial.inverse().matrix
+    found = _search(_flat(fixed, 0.0), mask, moving, params, first=first, kind=kind)
+    if 1.0 - found.pose.share < params.well_explained and params.flatten_mm > 0.0:
+        other = _search(_flat(fixed, params.flatten_mm), mask, moving, params, first=first, kind=kind)
+        found = min(found, other, key=lambda search: search.pose.share)
+    explained = 1.0 - found.pose.share
+    if explained < params.least_explained or found.pose.overlap < params.least_overlap:
         raise EstimationError(
             f"the images do not determine a transform: at most {100 * explained:.0f} % of the moving image's variance "
             f"is explained by the fixed image ({100 * params.least_explained:.0f} % are asked for) and "
-            f"{100 * poses[0].overlap:.0f} % of the mask lies within it, after {len(starts)} starts",
+            f"{100 * found.pose.overlap:.0f} % of the mask lies within it, after {found.n_starts} starts",
             where=words,
             hint="look at both images: other head, other orientation, or no signal",
         )
-    finest = scenes[-1]
-    pose = _descend(finest, poses[0].matrix, kind, params)
+    if first is None:
+        _refuse_upside_down(found.coarsest, found.pose, params, words)
+    finest = _scene(found.fixed, mask, moving, params, len(params.levels_mm) - 1)
+    pose = _descend(finest, found.pose.matrix, kind, params)
+    n_iterations = pose.n_iterations
     for _ in range(2):
         finest = replace(finest, weights=_huber_weights(finest, pose.matrix, params))
         pose = _descend(finest, pose.matrix, kind, params)
+        n_iterations += pose.n_iterations
     return Registration(
         transform=Affine(pose.matrix, target=moving_name, source=fixed_name).inverse(),
         metric=pose.share,
@@ -220,9 +227,9 @@ def register(
         target_error_mm=_target_error(finest, pose.matrix, kind),
         inverse_consistency_mm=0.0,
         overlap=pose.overlap,
-        n_starts=len(starts),
-        n_iterations=pose.n_iterations,
-        start_spread_mm=spread,
+        n_starts=found.n_starts,
+        n_iterations=n_iterations,
+        start_spread_mm=found.spread_mm,
     )
 
 
@@ -395,6 +402,16 @@ class _Pose(NamedTuple):
     n_iterations: int
 
 
+class _Search(NamedTuple):
+    """Outcome of all levels but the finest."""
+
+    fixed: Volume
+    coarsest: _Scene
+    pose: _Pose
+    n_starts: int
+    spread_mm: float
+
+
 class _Slope(NamedTuple):
     """Metric at a pose; its residual (n,) and derivative (n, parameters) where they were asked for."""
 
@@ -403,6 +420,26 @@ class _Slope(NamedTuple):
     residual: NDArray[np.float64]
     derivative: NDArray[np.float64]
     inside: NDArray[np.bool_]
+
+
+def _search(
+    fixed: Volume,
+    mask: NDArray[np.bool_],
+    moving: Volume,
+    params: RegistrationParams,
+    *,
+    first: NDArray[np.float64] | None,
+    kind: RegistrationKind,
+) -> _Search:
+    """Follow every start at the coarsest level, rigidly, and the finalists through the levels between."""
+    scenes = [_scene(fixed, mask, moving, params, level) for level in range(max(1, len(params.levels_mm) - 1))]
+    starts = _starts(scenes[0], moving, params) if first is None else [first]
+    poses = sorted((_descend(scenes[0], start, "rigid", params) for start in starts), key=lambda pose: pose.share)
+    spread_mm = _distance(scenes[0], poses[0].matrix, poses[1].matrix) if len(poses) > 1 else float("nan")
+    for scene in scenes[1:]:
+        chosen = _different(scenes[0], poses, params.finalists)
+        poses = sorted((_descend(scene, pose.matrix, kind, params) for pose in chosen), key=lambda pose: pose.share)
+    return _Search(fixed, scenes[0], poses[0], len(starts), spread_mm)
 
 
 def _check_image(image: Volume, name: str) -> None:
@@ -495,6 +532,17 @@ def _blurred(moving: Volume, resolution_mm: float, params: RegistrationParams) -
     return image.with_data(ndimage.gaussian_filter(np.asarray(image.data), sigma)), resolution_mm
 
 
+def _flat(image: Volume, sigma_mm: float) -> Volume:
+    """Return the first frame over its own smooth part: coil profiles fade, and noise in the air does not rise."""
+    from scipy import ndimage
+
+    data = _first_frame(image)
+    if sigma_mm > 0.0:
+        smooth = ndimage.gaussian_filter(data, sigma_mm / np.array(image.grid.voxel_mm), truncate=2.5)
+        data = data / (np.maximum(smooth, 0.0) + 0.15 * float(np.percentile(data, 99)))
+    return Volume(data, image.grid)
+
+
 def _hats(image: NDArray[np.floating], region: NDArray[np.bool_], count: int) -> list[NDArray[np.float64]]:
     """Return hat functions of intensity, evenly spaced over the region's values; together they sum to one."""
     darkest, brightest = np.percentile(image[region], [0.5, 99.5])
@@ -535,7 +583,8 @@ def _blurred_at(
 def _starts(scene: _Scene, moving: Volume, params: RegistrationParams) -> list[NDArray[np.float64]]:
     """Return poses ``moving_from_fixed`` to start from: headers as they are and middles matched, each turned 7 ways."""
     centre = scene.points.mean(axis=0)
-    head = moving.grid.world(np.argwhere(head_mask(moving)).astype(np.float64)).mean(axis=0)
+    coarse, _ = _blurred(moving, params.levels_mm[0], params)
+    head = coarse.grid.world(np.argwhere(head_mask(coarse)).astype(np.float64)).mean(axis=0)
     turn = params.start_rotation_deg
     turns = [np.zeros(3), *(sign * turn * np.eye(3)[axis] for axis in range(3) for sign in (1.0, -1.0))]
     return [
@@ -647,7 +696,7 @@ def _different(scene: _Scene, poses: list[_Pose], most: int) -> list[_Pose]:
 
 
 def _refuse_upside_down(scene: _Scene, best: _Pose, params: RegistrationParams, words: str) -> None:
-    """Try the best pose turned by half a turn about each axis.
+    """Try the best pose turned by half a turn about each axis, at the coarsest level.
 
     Raises
     ------
@@ -655,6 +704,7 @@ def _refuse_upside_down(scene: _Scene, best: _Pose, params: RegistrationParams, 
         If one of these fits clearly better.
     """
     centre = scene.points.mean(axis=0)
+    best = _descend(scene, best.matrix, "rigid", params)
     for axis, name in enumerate(("left-right", "back-front", "foot-head")):
         half = rigid_from_parameters(180.0 * np.eye(3)[axis], np.zeros(3), target="f", source="f", centre_mm=centre)
         turned = _descend(scene, best.matrix @ half.matrix, "rigid", params)

@@ -140,6 +140,7 @@ def bca(
     Q, residuals = basis.Q, basis.residual(outcome)
     estimate = basis.coefficients(outcome)
     back = np.asarray(np.linalg.solve(basis.R, np.eye(p)), dtype=np.float64)
+    a = _acceleration(Q, residuals, back, n)
 
     drawn = _drawn(indices, n, n_resamples, rng)
     deviations = _replicates(drawn, Q, residuals)
@@ -154,7 +155,6 @@ def bca(
     replicates = np.sort(estimate + moved, axis=0)
     R = replicates.shape[0]
     z0 = np.asarray(ndtri(np.clip(np.mean(moved < 0, axis=0), 0.5 / R, 1 - 0.5 / R)), dtype=np.float64)
-    a = _acceleration(Q, residuals, back, n)
     limits, alphas, mc = [], [], []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
         shifted = z0 + ndtri(tail)

@@ -119,9 +119,17 @@ def fit_curve(
     if not np.isfinite(first).all():
         raise EstimationError(f"the curve is not finite at the start {theta0.tolist()}")
 
-    theta, _, _, _, _ = leastsq(
-        residual, theta0, Dfun=derivative, full_output=True, ftol=1e-15, xtol=1e-15, gtol=0.0, maxfev=max_evaluations
-    )
+    with np.errstate(all="ignore"):  # MINPACK forms a covariance that overflows where a parameter is not determined
+        theta = leastsq(
+            residual,
+            theta0,
+            Dfun=derivative,
+            full_output=True,
+            ftol=1e-15,
+            xtol=1e-15,
+            gtol=0.0,
+            maxfev=max_evaluations,
+        )[0]
     theta = _polish(residual, derivative, np.asarray(theta, dtype=np.float64))
     return _describe(residual(theta), derivative(theta), theta, float(target @ target))
 

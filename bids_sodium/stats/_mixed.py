@@ -241,7 +241,7 @@ def mixed(
     >>> y = np.array([1.0, 2.1, 3.0, 3.8, 2.0, 3.2, 0.5, 1.4])
     >>> fit = mixed(y, np.column_stack([np.ones(8), x]), subject, names=["intercept", "x"])
     >>> fit.estimate.round(3), fit.df_satterthwaite.round(2)
-    (array([1.625, 1.   ]), array([3.06, 3.  ]))
+    (array([1.625, 1.   ]), array([3.04, 3.  ]))
     """
     outcome, design = as_column(y, "y"), as_matrix(X, "X")
     Z = np.ones((outcome.size, 1)) if random is None else as_matrix(random, "random")
@@ -554,12 +554,15 @@ def _kenward_roger_f(L: Float, inference: _Inference) -> tuple[float, float]:
     g = ((rank + 1) * A1 - (rank + 4) * A2) / denominator
     base = 3 * rank + 2 * (1 - g)
     c1, c2, c3 = g / base, (rank - g) / base, (rank + 2 - g) / base
-    mean = 1 / (1 - A2 / rank)
-    # at 1 - c3·B = 0 the denominator degrees of freedom have their limit 4
-    variance = 2 / rank * (1 + c1 * spread) / ((1 - c2 * spread) ** 2 * (1 - c3 * spread))
-    rho = variance / (2 * mean**2)
-    df = 4 + (rank + 2) / (rank * rho - 1)
-    return df / (mean * (df - 2)), df
+    # Kenward and Roger's rho with pbkrtest's care: 0/0 is one, a vanishing denominator leaves the limit of 4
+    top, inner, outer = 1 - A2 / rank, 1 - c2 * spread, 1 - c3 * spread
+    quotient = 1.0 if max(abs(top), abs(inner)) < 1e-14 else top / inner if inner else np.inf
+    rho = quotient**2 * (1 + c1 * spread) / (rank * outer) if outer else np.inf
+    excess = rank * rho - 1
+    df = 4 + (rank + 2) / excess if excess else np.inf
+    if not np.isfinite(df):
+        return 1.0, np.inf
+    return (1.0 if abs(df - 2) < 1e-2 else df * top / (df - 2)), df
 
 
 def _contrast(rows: Float, beta: Float, inference: _Inference, confidence: float) -> MixedContrast:

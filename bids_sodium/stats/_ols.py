@@ -292,7 +292,7 @@ def ols(X: ArrayLike, y: ArrayLike, *, names: Sequence[str] | None = None, confi
     >>> x = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     >>> fit = ols(np.column_stack([np.ones(5), x]), [1.1, 1.9, 3.2, 3.9, 5.1], names=["intercept", "x"])
     >>> fit.estimate.round(3), round(fit["x"].se, 4)
-    (array([0.04, 1.  ]), 0.0462)
+    (array([0.04, 1.  ]), 0.049)
     """
     from scipy.stats import f as fisher
     from scipy.stats import t as student

@@ -22,6 +22,10 @@ from bids_sodium.stats._sigmoid import CurveValue, curve_value, times_and_values
 __all__ = ["RandomAsymptote", "fit_random_asymptote"]
 
 Float = NDArray[np.float64]
+_REACH = 12.0
+"""Largest distance of ln t50 from the middle of the data; beyond it the curve no longer changes its form."""
+_STEEP = 5.0
+"""Largest |ln delta|."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -203,12 +207,15 @@ def fit_random_asymptote(
         if fine.value <= best_value:
             best, best_value = fine.x, fine.value
         ratio = float(np.exp(best[2]))
-    log_t50, log_delta = float(best[0]), float(best[1])
+    log_t50 = float(np.clip(best[0], middle - _REACH, middle + _REACH))
+    log_delta = float(np.clip(best[1], -_STEEP, _STEEP))
     asymptote, sigma2 = likelihood.closed(log_t50, log_delta, ratio)
     covariance = likelihood.covariance(
         np.array([asymptote, log_t50, log_delta, np.log(sigma2) / 2]), None if singular else float(np.log(ratio) / 2)
     )
-    inner = abs(log_delta) < 4.5 and abs(log_t50 - middle) < 9 and bool(np.isfinite(covariance).all())
+    inner = (
+        abs(log_delta) < 0.9 * _STEEP and abs(log_t50 - middle) < 0.75 * _REACH and bool(np.isfinite(covariance).all())
+    )
     lr = max(2 * (pooled - best_value), 0.0)
     return RandomAsymptote(
         asymptote=asymptote,
@@ -255,6 +262,7 @@ class _Likelihood:
 
     def __init__(self, x: Float, y: Float, codes: NDArray[np.intp]) -> None:
         self.x, self.y, self.codes = x, y, codes
+        self.middle = float(x.mean())
         self.size = int(codes.max()) + 1
         self.yy = float(y @ y)
 
@@ -262,7 +270,8 @@ class _Likelihood:
         """Return hᵀh and hᵀy of every subject."""
         from scipy.special import expit
 
-        h = expit(np.exp(np.clip(log_delta, -7, 6)) * (self.x - log_t50))
+        at = np.clip(log_t50, self.middle - _REACH, self.middle + _REACH)
+        h = expit(np.exp(np.clip(log_delta, -_STEEP, _STEEP)) * (self.x - at))
         # h of a curve far to the right underflows; the scale goes into A
         return (
             np.bincount(self.codes, h * h, minlength=self.size).astype(np.float64),
@@ -302,18 +311,23 @@ class _Likelihood:
         steps[0] = 1e-3 * max(abs(v[0]), 1.0)
         m = point.size
         information = np.empty((m, m))
-        for i in range(m):
-            for j in range(i + 1):
-                total = 0.0
-                for a, wa in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
-                    for b, wb in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
-                        moved = point.copy()
-                        moved[i] += a * steps[i]
-                        moved[j] += b * steps[j]
-                        total += wa * wb * self.full(moved)
-                information[i, j] = information[j, i] = total / (144 * steps[i] * steps[j])
+        with np.errstate(
+            all="ignore"
+        ):  # at the edge of the parameters the likelihood overflows; then there is no error
+            for i in range(m):
+                for j in range(i + 1):
+                    total = np.float64(0.0)
+                    for a, wa in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
+                        for b, wb in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
+                            moved = point.copy()
+                            moved[i] += a * steps[i]
+                            moved[j] += b * steps[j]
+                            total += wa * wb * self.full(moved)
+                    information[i, j] = information[j, i] = total / (144 * steps[i] * steps[j])
+        if not np.isfinite(information).all():
+            return np.full((3, 3), np.nan)
         values = np.linalg.eigvalsh(information)
-        if not np.isfinite(values).all() or values[0] <= 1e-12 * values[-1]:
+        if values[0] <= 1e-12 * values[-1]:
             return np.full((3, 3), np.nan)
         return np.asarray(np.linalg.inv(information)[:3, :3])
 

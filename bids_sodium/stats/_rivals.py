@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bids_sodium.core.errors import EstimationError
 from bids_sodium.stats._rows import require_rows
 from bids_sodium.stats._sigmoid import fit_power, fit_sigmoid, times_and_values
 
@@ -141,13 +140,11 @@ def compare_curves(t_h: ArrayLike, percent: ArrayLike) -> CurveComparison:
             sigmoid.converged,
         ),
     ]
-    if not all(rss > 0 for *_, rss, _ in fits):
-        name = next(name for name, _, _, rss, _ in fits if rss <= 0)
-        raise EstimationError(f"the {name} curve passes through all {n} values, so no likelihood compares the curves")
+    least = 1e-24 * float(y @ y)  # a curve through all values: rounding decides its residuals, not the data
     scored = []
     for name, formula, parameters, rss, converged in fits:
         k = len(parameters) + 1
-        loglik = -n / 2 * (np.log(2 * np.pi * rss / n) + 1)
+        loglik = -n / 2 * (np.log(2 * np.pi * max(rss, least) / n) + 1)
         aic = 2 * k - 2 * loglik
         aicc = aic + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
         scored.append((float(aicc), float(aic), float(loglik), name, formula, parameters, rss, converged))

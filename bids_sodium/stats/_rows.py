@@ -17,6 +17,8 @@ from bids_sodium.core.errors import DataError, EstimationError
 __all__ = ["as_column", "as_matrix", "complete", "is_constant", "labels_of", "require_rows"]
 
 Float = NDArray[np.float64]
+_NO_LABEL = ("", "n/a", "nan", "NaN", "<NA>")
+"""What a missing label reads as: empty, BIDS, NumPy and pandas."""
 
 
 def as_column(values: ArrayLike, name: str) -> Float:
@@ -54,8 +56,8 @@ def labels_of(
     raw = np.asarray(values, dtype=object)
     if raw.ndim != 1:
         raise DataError(f"{name} has {raw.ndim} axes, expected one label a row")
-    missing = np.array([v is None or (isinstance(v, float) and np.isnan(v)) or v == "n/a" for v in raw], dtype=bool)
-    text = np.array(["" if gone else str(v) for v, gone in zip(raw, missing, strict=True)])
+    text = np.array(["" if v is None else str(v) for v in raw], dtype=np.str_)
+    missing = np.isin(text, _NO_LABEL)
     labels, codes = np.unique(text[~missing], return_inverse=True)
     every = np.full(raw.size, -1, dtype=np.intp)
     every[~missing] = codes

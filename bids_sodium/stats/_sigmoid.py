@@ -460,15 +460,12 @@ class _Surface:
 
     def minimise(self) -> tuple[Float, int]:
         """Return the best (alpha, delta, gamma) over every local minimum of the grid, and how many there were."""
-        from scipy.optimize import leastsq
-
         delta, g, log_h = self.grid()
         rss = _projected(np.exp(log_h - log_h.max(axis=-1, keepdims=True)), self.y)
         starts = _local_minima(rss)[:8]
         best, best_rss = np.zeros(2), np.inf
         for i, j in starts:
-            start = [np.log(delta[i, j]), g[i, j]]
-            found = np.asarray(leastsq(self._residual, start, full_output=True, ftol=1e-14, xtol=1e-12, maxfev=400)[0])
+            found = _descend(self._residual, np.array([np.log(delta[i, j]), g[i, j]]), 1e-13)
             value = float(np.sum(self._residual(found) ** 2))
             if value < best_rss:
                 best, best_rss = found, value
@@ -509,8 +506,6 @@ class _Surface:
 
     def _plane(self, curve: Callable[[Float, Float, Float], Float]) -> float:
         """Minimise over (ln delta, g) a curve whose scale is given."""
-        from scipy.optimize import leastsq
-
         delta, g, log_h = self.grid()
         rss = np.sum((self.y - curve(log_h, delta, g)) ** 2, axis=-1)
 
@@ -521,9 +516,8 @@ class _Surface:
 
         lowest = np.inf
         for i, j in _local_minima(rss)[:3]:
-            start = [np.log(delta[i, j]), g[i, j]]
-            found = leastsq(residual, start, full_output=True, ftol=1e-10, xtol=1e-10, maxfev=200)[0]
-            lowest = min(lowest, float(np.sum(residual(np.asarray(found)) ** 2)))
+            found = _descend(residual, np.array([np.log(delta[i, j]), g[i, j]]), 1e-10)
+            lowest = min(lowest, float(np.sum(residual(found) ** 2)))
         return lowest
 
 
@@ -533,6 +527,14 @@ def curve_value(t_h: Float, value: Float, se: Float, factor: float) -> CurveValu
     if t_h.ndim == 0:
         return CurveValue(**{name: float(column) for name, column in columns.items()})
     return CurveValue(**columns)
+
+
+def _descend(residual: Callable[[Float], Float], start: Float, tolerance: float) -> Float:
+    """Return where Levenberg-Marquardt ends; MINPACK's covariance may overflow on the way and is not used."""
+    from scipy.optimize import leastsq
+
+    with np.errstate(all="ignore"):
+        return np.asarray(leastsq(residual, start, full_output=True, ftol=tolerance, xtol=tolerance, maxfev=300)[0])
 
 
 def _projected(u: Float, y: Float) -> Float:

@@ -110,7 +110,9 @@ def run_template(files: TemplateFiles, params: Params) -> None:
         sources=[files.t1w],
         extra={"Registration": params.registration},
     )
-    brain = resample(Volume(template.brain.astype(np.float32), template.grid), t1w.grid, found.transform, kind="probability")
+    brain = resample(
+        Volume(template.brain.astype(np.float32), template.grid), t1w.grid, found.transform, kind="probability"
+    )
     save_image(
         files.brain,
         t1w.with_data(np.asarray(brain.data) >= 0.5, unit="1"),

@@ -121,7 +121,8 @@ def run(files: Files, params: Params) -> None:
     rows = []
     for step in (*known.values(), record):
         rows += [
-            {**params.ids, "measure": m.name, "value": m.value, "unit": m.unit, "se": m.se, "note": m.note} for m in step.measures
+            {**params.ids, "measure": m.name, "value": m.value, "unit": m.unit, "se": m.se, "note": m.note}
+            for m in step.measures
         ]
     for step in (*known.values(), record):
         rows += [{**params.ids, "measure": "left_out", "note": f"{o.what}: {o.reason}"} for o in step.omissions]
@@ -267,7 +268,9 @@ def _groups(names: Sequence[str], images: NDArray[np.float64]) -> list[tuple[lis
     groups = [(list(names), images)]
 
     def merged(parts: Mapping[str, Sequence[str]]) -> tuple[list[str], NDArray[np.float64]]:
-        return list(parts), np.stack([images[[index[m] for m in members if m in index]].sum(0) for members in parts.values()])
+        return list(parts), np.stack(
+            [images[[index[m] for m in members if m in index]].sum(0) for members in parts.values()]
+        )
 
     rest = {name: (name,) for name in extra}
     if lesions:
@@ -395,7 +398,9 @@ def _regions(files: Files, params: Params, known: Mapping[str, Record], record: 
         files.roi_table,
         rows,
         ROI_TSC,
-        sidecar={"Sources": [files.roots.uri(path) for path in (*_inputs(files), *(path for _, path in files.regions))]},
+        sidecar={
+            "Sources": [files.roots.uri(path) for path in (*_inputs(files), *(path for _, path in files.regions))]
+        },
     )
 
 

@@ -31,7 +31,9 @@ __all__ = ["LABELS", "VERSION", "Files", "MaskFile", "Params", "mask_on", "run"]
 
 VERSION = "1"
 LABELS = {"CSF": 1, "CGM": 2, "DGM": 3, "NAWM": 4, "L": 5}
-_DSEG = Table("dseg", "Labels of the tissue segmentation", (Column("index", "Value in the image"), Column("name", "Tissue")))
+_DSEG = Table(
+    "dseg", "Labels of the tissue segmentation", (Column("index", "Value in the image"), Column("name", "Tissue"))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,9 +229,7 @@ def _prior(files: Files, grid: Grid) -> HeadTemplate:
     )
 
 
-def _consensus(
-    files: Files, t1w: Volume, params: Params, record: Record
-) -> dict[tuple[str, str], NDArray[np.bool_]]:
+def _consensus(files: Files, t1w: Volume, params: Params, record: Record) -> dict[tuple[str, str], NDArray[np.bool_]]:
     merged = {}
     for label, session, place in files.consensus:
         members = [mask for mask in files.masks if (mask.label, mask.session) == (label, session)]
@@ -271,12 +271,13 @@ def _external(
             )
         maps[name] = data * ~lesions
     record.values["segmentation"] = "external"
-    if "GM" in maps:
-        grey = maps.pop("GM")
-        maps["DGM"] = grey * prior.deep
-        maps["CGM"] = grey - maps["DGM"]
-    if "WM" in maps:
-        maps["NAWM"] = maps.pop("WM")
+    if "GM" in maps and "WM" in maps:
+        grey, white = maps.pop("GM"), maps.pop("WM")
+        maps |= {
+            "CGM": grey * (1.0 - prior.deep),
+            "DGM": (grey + white) * prior.deep,
+            "NAWM": white * (1.0 - prior.deep),
+        }
     missing = [name for name in ("CGM", "NAWM", "CSF") if name not in maps]
     if missing:
         raise DataError(f"external tissue maps lack {', '.join(missing)}", hint="give GM, WM and CSF probabilities")

@@ -133,7 +133,11 @@ def phantoms(metadata: Mapping[str, Any], params: CalibrationParams, *, where: s
     stated = metadata.get("SodiumCalibration")
     if stated is None:
         return [Phantom(label=f"phantom{c:g}".replace(".", "p"), mmol_l=float(c)) for c in sorted(params.vial_mmol_l)]
-    if not isinstance(stated, Mapping) or not isinstance(stated.get("Phantoms"), (list, tuple)) or not stated["Phantoms"]:
+    if (
+        not isinstance(stated, Mapping)
+        or not isinstance(stated.get("Phantoms"), (list, tuple))
+        or not stated["Phantoms"]
+    ):
         raise DataError(
             "SodiumCalibration has no list Phantoms", where=where, hint='write {"Phantoms": [{"Concentration": 40}]}'
         )
@@ -342,10 +346,14 @@ def run_diffusion(files: DiffusionFiles, params: DiffusionParams) -> None:
     try:
         b_s_mm2 = np.array(files.bval.read_text(encoding="utf-8").split(), dtype=np.float64)
     except ValueError as error:
-        raise DataError(f"b values are not numbers ({error})", where=files.bval.name, hint="write them in s/mm2") from error
+        raise DataError(
+            f"b values are not numbers ({error})", where=files.bval.name, hint="write them in s/mm2"
+        ) from error
     if image.data.ndim != 4 or image.data.shape[3] != b_s_mm2.size:
         raise DataError(
-            f"an image of shape {image.data.shape} but {b_s_mm2.size} b values", where=files.dwi.name, hint="one b value an image"
+            f"an image of shape {image.data.shape} but {b_s_mm2.size} b values",
+            where=files.dwi.name,
+            hint="one b value an image",
         )
     found = diffusion.adc(image, b_s_mm2, params.diffusion)
     save_image(
@@ -358,5 +366,7 @@ def run_diffusion(files: DiffusionFiles, params: DiffusionParams) -> None:
         extra={"Diffusion": params.diffusion},
     )
     write_volume(files.b0, image.with_data(np.asarray(image.data)[..., int(np.argmin(b_s_mm2))]))
-    record.measure("adc_valid_fraction", float(found.valid.mean()), note="voxels with a positive signal at every b value")
+    record.measure(
+        "adc_valid_fraction", float(found.valid.mean()), note="voxels with a positive signal at every b value"
+    )
     write_record(files.record, record)

@@ -69,7 +69,11 @@ def timing(metadata: Mapping[str, Any], *, where: str) -> dict[str, float]:
         If one is missing or is not a positive number.
     """
     found = {}
-    for name, key, scale in (("te_ms", "EchoTime", 1e3), ("tr_ms", "RepetitionTime", 1e3), ("flip_deg", "FlipAngle", 1.0)):
+    for name, key, scale in (
+        ("te_ms", "EchoTime", 1e3),
+        ("tr_ms", "RepetitionTime", 1e3),
+        ("flip_deg", "FlipAngle", 1.0),
+    ):
         value = metadata.get(key)
         if isinstance(value, (list, tuple)) and value:
             value = value[0]
@@ -117,7 +121,9 @@ def _from_kspace(files: Files, params: Params, record: Record) -> None:
             "Profile": np.round(spread.profile[:400:4], 6),
         }
         record.measure(f"psf_fwhm_{tissue}", spread.fwhm_mm, "mm", note="point spread with the tissue's T2* decay")
-        record.measure(f"psf_volume_{tissue}", spread.volume_mm3 / 1000.0, "mL", note=f"definition: {spread.definition}")
+        record.measure(
+            f"psf_volume_{tissue}", spread.volume_mm3 / 1000.0, "mL", note=f"definition: {spread.definition}"
+        )
     record.measure("noise_sigma", solution.sigma, "a.u.", note="SD of the noise in the real part, from k-space")
     record.measure("reconstruction_iterations", solution.iterations, note=params.reconstruction.solver)
     record.measure("reconstruction_converged", float(solution.converged))
@@ -165,10 +171,14 @@ def _from_image(files: Files, params: Params, record: Record) -> None:
     saturation = _ceiling(raw)
     image = read_volume(files.image)
     if image.data.ndim != 3:
-        raise DataError(f"the sodium image has {image.data.ndim} axes", where=files.image.name, hint="give one 3-D image")
+        raise DataError(
+            f"the sodium image has {image.data.ndim} axes", where=files.image.name, hint="give one 3-D image"
+        )
     if not np.isfinite(image.data).all():
         raise DataError(
-            f"{int((~np.isfinite(image.data)).sum())} voxels are NaN or infinite", where=files.image.name, hint="export it again"
+            f"{int((~np.isfinite(image.data)).sum())} voxels are NaN or infinite",
+            where=files.image.name,
+            hint="export it again",
         )
     if float(np.ptp(image.data)) == 0.0:
         raise DataError(f"every voxel is {float(image.data.flat[0]):g}", where=files.image.name, hint="export it again")

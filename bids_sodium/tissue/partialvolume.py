@@ -701,9 +701,10 @@ def local(
     c_global = glm.W @ y
     width = p.local_sigma_mm / np.array(voxel_mm)
     peak = float(np.prod(np.sqrt(2 * np.pi) * width))  # from unit integral to unit peak
-    inflation = 1.0 if noise.variance_factor is None else noise.variance_factor
-    if noise.autocorrelation is not None:
-        inflation *= max(1.0, float(noise.autocorrelation.sum()))
+    # what is left of the global fit holds the variation that the local one is to follow: its structure is not noise
+    inflation = 1.0 if variance_factor is None else variance_factor
+    if autocorrelation is not None:
+        inflation *= max(1.0, float(autocorrelation.sum()))
     # a noise-free image still has a model error; 1e-3 of the image keeps the ridge finite
     s2 = max(level**2 * inflation, (1e-3 * float(np.abs(c_global).max())) ** 2)
 

@@ -1,9 +1,9 @@
 """Where deep grey matter lies: ellipsoids for thalamus, caudate, putamen and pallidum in the symmetric MNI152 head.
 
-A grey-matter map does not say which of it is deep. Each nucleus is an ellipsoid, ``rho(x) = |S^-1 R^T (x - c)|``, with
-centre c (mm), rotation R and semi-axes S; the share of grey matter that is deep falls from 1 inside to 0 outside,
-``1 / (1 + exp((rho - 1) s / w))`` with s the mean semi-axis and w the width of the edge. Left and right are mirror
-images.
+A grey-matter map does not say which of it is deep, and gives thalamus and pallidum a half or less. Each nucleus is an
+ellipsoid, ``rho(x) = |S^-1 R^T (x - c)|``, with centre c (mm), rotation R and semi-axes S; the share of brain tissue that
+is deep grey falls from 1 inside to 0 outside, ``1 / (1 + exp((rho - 1) s / w))`` with s the mean semi-axis and w the
+width of the edge. Left and right are mirror images.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def nucleus_share(nucleus: Nucleus, points_mm: NDArray[np.floating], *, edge_mm:
 
 
 def deep_grey_prior(gm: NDArray[np.floating], grid: Grid, params: DeepGreyParams | None = None) -> NDArray[np.float32]:
-    """Return the share of the grey matter that is deep.
+    """Return the share of the brain tissue that belongs to the deep grey nuclei.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def deep_grey_prior(gm: NDArray[np.floating], grid: Grid, params: DeepGreyParams
     Returns
     -------
     (nx, ny, nz) ndarray
-        0 to 1; zero where there is no grey matter. ``gm * share`` is the deep grey fraction.
+        0 to 1; zero where there is no grey matter. ``(gm + wm) * share`` is the deep grey fraction: grey-matter maps
+        give thalamus and pallidum a half or less, although the nuclei are one tissue.
 
     Raises
     ------

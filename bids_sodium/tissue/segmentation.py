@@ -217,8 +217,9 @@ def segment(
         brain = _trimmed(smooth, brain, cut, modes, noise=noise, voxel_mm=voxel_mm)
     grey_mode = _grey_mode(smooth, cut, modes, voxel_mm, p)
     csf, gm, wm = _mixture(smooth, grey_mode, cut, modes, voxel_mm=voxel_mm, blur_mm=p.prior_blur_mm)
-    share = _deep_share(cut, voxel_mm)
-    inside = {"CSF": csf, "CGM": gm * (1.0 - share), "DGM": gm * share, "NAWM": wm}
+    # a nucleus is one tissue: what of it is as bright as white matter (thalamus, pallidum) belongs to it too
+    deep = np.asarray(cut.deep, dtype=np.float32)
+    inside = {"CSF": csf, "CGM": gm * (1.0 - deep), "DGM": (gm + wm) * deep, "NAWM": wm * (1.0 - deep)}
 
     shape = t1w.grid.shape
     brain_full = np.zeros(shape, dtype=bool)

@@ -107,7 +107,10 @@ def test_rank_correlation_is_symmetric_and_monotone_invariant(x: list[int], y: l
     assert mirrored.rho == pytest.approx(-result.rho)
     assert mirrored.p_exact == pytest.approx(result.p_exact)
     assert bent.rho == pytest.approx(result.rho)
-    assert result.ci_low <= result.rho <= result.ci_high
+    if abs(result.rho) < 1 - 1e-9:
+        assert result.ci_low < result.rho < result.ci_high
+    else:
+        assert np.isnan(result.ci_low)
 
 
 def test_rank_tests_hold_their_level() -> None:
@@ -122,13 +125,13 @@ def test_permuting_subjects_holds_where_pooling_scans_does_not() -> None:
     rng = np.random.default_rng(1)
     subject = np.repeat(np.arange(14), 2)
     pooled, whole = [], []
-    for _ in range(150):
-        x = rng.normal(size=14)[subject] + 0.5 * rng.normal(size=28)
-        y = rng.normal(size=14)[subject] + 0.5 * rng.normal(size=28)
+    for _ in range(400):
+        x = rng.normal(size=14)[subject] + 0.3 * rng.normal(size=28)
+        y = rng.normal(size=14)[subject] + 0.3 * rng.normal(size=28)
         pooled.append(spearman(x, y).p_asymptotic)
-        whole.append(spearman(x, y, groups=subject, rng=rng, n_permutations=400).p)
+        whole.append(spearman(x, y, groups=subject, rng=rng, n_permutations=200).p)
     assert np.mean(np.array(pooled) < 0.05) > 0.1
-    assert np.mean(np.array(whole) < 0.05) < 0.1
+    assert np.mean(np.array(whole) < 0.05) < 0.08
 
 
 def _course(rng: np.random.Generator, noise: float, *, alpha: float = 80.0) -> tuple[Any, Any]:
@@ -149,6 +152,20 @@ def test_sigmoid_scales_with_its_values_and_times(factor: float) -> None:
     minutes = fit_sigmoid(60 * t, y)
     assert minutes.t50_h == pytest.approx(60 * base.t50_h, rel=1e-6)
     assert (minutes.alpha, minutes.delta, minutes.rss) == pytest.approx((base.alpha, base.delta, base.rss), rel=1e-6)
+
+
+def test_sigmoid_intervals_cover() -> None:
+    rng = np.random.default_rng(24)
+    held, identified = [], []
+    for _ in range(250):
+        t, y = _course(rng, 6.0)
+        fit = fit_sigmoid(t, y, profile=False)
+        value = fit.value_at([24.0, 48.0])
+        truth = 80 / (1 + (20 / np.array([24.0, 48.0])) ** 2)
+        held.append((value.ci_low < truth) & (truth < value.ci_high))
+        identified.append(fit.asymptote_identifiable)
+    assert 0.90 <= np.mean(held) <= 0.98
+    assert np.mean(identified) > 0.9
 
 
 def test_sigmoid_does_not_depend_on_the_order_of_rows() -> None:

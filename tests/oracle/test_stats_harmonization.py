@@ -96,7 +96,7 @@ def test_fixed_site_models_and_two_stage_meta_analysis_equal_r() -> None:
     ("name", "method", "hksj"),
     [("FE", "fixed", False), ("DL", "dl", False), ("REML", "reml", False), ("REML_HKSJ", "reml", True)],
 )
-def test_meta_analysis_equals_metafor(name: str, method: str, hksj: bool) -> None:  # noqa: FBT001
+def test_meta_analysis_equals_metafor(name: str, method: str, hksj: bool) -> None:
     reference = case("expected.json")
     expected, rel = reference["meta"][name], reference["tolerance"]["meta_rel"]
     sites = reference["per_site"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bids_sodium.group.ms import MsParams, analyse as analyse_ms, label
-from bids_sodium.group.stroke import StrokeParams, analyse as analyse_stroke
+from bids_sodium.group.ms import MsParams, label
+from bids_sodium.group.ms import analyse as analyse_ms
+from bids_sodium.group.stroke import StrokeParams
+from bids_sodium.group.stroke import analyse as analyse_stroke
 from bids_sodium.simulate.cohort import MsCohortParams, StrokeCohortParams, ms_cohort, stroke_cohort
 from bids_sodium.stats.curves import fit_sigmoid
 
@@ -32,14 +34,14 @@ def test_last_fitted_value_covers_truth() -> None:
 
 def test_a_large_stroke_cohort_recovers_its_truth() -> None:
     params = StrokeCohortParams(asymptote_sd_percent=10.0, scan_sd_percent=3.0, region_sd_percent=3.0)
-    cohort = stroke_cohort(np.random.default_rng(4), n=400, params=params, complete=True)
+    cohort = stroke_cohort(np.random.default_rng(4), n=120, params=params, complete=True)
     study = analyse_stroke(cohort.table, StrokeParams(n_resamples=200), np.random.default_rng(0))
     curve = study["sigmoid"].results
     curve = curve[curve["outcome"] == "sodium signal change (%)"].set_index(["model", "term"])
     for hour in (24, 48, 60, 70):
         row = curve.loc[("sigmoid, cluster-robust", f"f({hour} h) (%)")]
         assert abs(row["estimate"] - cohort.true(f"f({hour})")) < 4 * row["se"]
-        assert row["se"] < 2.0
+        assert row["se"] < 2.5
     random = curve.loc["sigmoid, random asymptote"]
     assert covered(random.loc["t50 (h)"], cohort.true("t50"))
     assert covered(random.loc["delta"], cohort.true("delta"))

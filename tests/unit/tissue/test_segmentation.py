@@ -99,7 +99,7 @@ def test_ventricle_wall_is_csf_beside_white_matter_not_grey() -> None:
 
 
 def test_lesions_are_a_class_of_their_own() -> None:
-    lesion = (np.linalg.norm(np.indices(SHAPE) - np.array([31.5, 45, 31.5])[:, None, None, None], axis=0) < 2.5) * 0.8
+    lesion = (np.linalg.norm(np.indices(SHAPE) - np.array([45, 31.5, 31.5])[:, None, None, None], axis=0) < 2.5) * 0.8
     result = segment(head_image(), prior(), PARAMS, lesions=lesion)
     np.testing.assert_allclose(result.fractions["L"], lesion, atol=1e-6)
     total = np.sum([f for name, f in result.fractions.items() if name != "L"], axis=0)
