@@ -24,9 +24,9 @@ from bids_sodium.engine.tasks import Stamps
 from bids_sodium.report.groups import GROUP_INDEX, group_page
 
 if TYPE_CHECKING:
-    from bids_sodium.group.results import Study
     from bids_sodium.config import Config
     from bids_sodium.engine.tasks import Task
+    from bids_sodium.group.results import Study
 
 __all__ = ["group", "participant", "run"]
 
@@ -146,7 +146,8 @@ def _validate(dataset: Dataset) -> int:
             _say(f"  {error}")
     else:
         _say(
-            "bids-validator-deno is not installed, so only the app's own checks were made (pip install bids_sodium[bids])"
+            "bids-validator-deno is not installed, so only the app's own checks were made "
+            "(pip install bids_sodium[bids])"
         )
     problems = [session for session in dataset.sessions if session.problem is not None]
     for session in problems:

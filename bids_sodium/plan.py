@@ -128,11 +128,11 @@ class _Participant:
             made.append(self._extract(session, reference, aligned, regions))
         return made
 
-    def _place(self, session: Session, suffix: str, extension: str = ".nii.gz", **entities: str | None) -> Path:
+    def _place(self, session: Session, suffix: str, extension: str = ".nii.gz", **entities: str) -> Path:
         return self.roots.output / output(session, suffix=suffix, extension=extension, **entities)
 
-    def _sodium(self, session: Session, suffix: str, **entities: str | None) -> Path:
-        return self._place(session, suffix, acq=SODIUM, **entities)
+    def _sodium(self, session: Session, suffix: str, **entities: str) -> Path:
+        return self._place(session, suffix, ".nii.gz", acq=SODIUM, **entities)
 
     def _record(self, session: Session, step: str) -> Path:
         return self.work / session.unit / f"{step}.json"
@@ -301,6 +301,8 @@ class _Participant:
         has_head = session.unit in aligned
         files = quantify.Files(
             magnitude=self._sodium(session, "PDw", desc="recon"),
+            real=self._sodium(session, "PDw", part="real", desc="recon") if session.kspace else None,
+            kspace=session.kspace.path if session.kspace else None,
             reconstruct_record=self._record(session, "reconstruct"),
             head=self._sodium(session, "mask", desc="head") if has_head else None,
             vials=tuple(given.items()),

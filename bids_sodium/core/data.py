@@ -8,6 +8,7 @@ All of them are frozen; arrays inside are to be treated as read-only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ class Volume:
         Unit of the values (``"mmol/L"``, ``"a.u."``, ``"1"`` for fractions).
     """
 
-    data: NDArray[np.generic]
+    data: NDArray[Any]
     grid: Grid
     unit: str = "a.u."
 
@@ -128,7 +129,7 @@ class Volume:
         if tuple(self.data.shape[:3]) != self.grid.shape:
             raise GeometryError(f"data of shape {self.data.shape} on a grid of shape {self.grid.shape}")
 
-    def with_data(self, data: NDArray[np.generic], unit: str | None = None) -> Volume:
+    def with_data(self, data: NDArray[Any], unit: str | None = None) -> Volume:
         """Return other values on the same grid."""
         return replace(self, data=data, unit=self.unit if unit is None else unit)
 

@@ -18,16 +18,19 @@ from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError
 from bids_sodium.image.receive import ReceiveParams, correct_receive, receive_ratio
 from bids_sodium.image.vials import (
+    Cylinder,
     Vial,
     VialSignals,
     candidate_vials,
     find_vials,
     head_mask,
     measure_vials,
+    modelled_signal,
 )
 
 __all__ = [
     "CalibrationParams",
+    "Cylinder",
     "ReceiveParams",
     "Scale",
     "Vial",
@@ -38,6 +41,7 @@ __all__ = [
     "fit_scale",
     "head_mask",
     "measure_vials",
+    "modelled_signal",
     "receive_ratio",
     "relaxation_factor",
     "tsc",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bids_sodium.image.calibration import CalibrationParams
 
 __all__ = [
+    "Cylinder",
     "Vial",
     "VialSignals",
     "air_threshold",
@@ -30,6 +31,7 @@ __all__ = [
     "find_vials",
     "head_mask",
     "measure_vials",
+    "modelled_signal",
     "saturation_of",
 ]
 
@@ -67,6 +69,53 @@ class Vial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cylinder:
+    """Where the gel of a vial lies.
+
+    Parameters
+    ----------
+    centre_mm : (3,) ndarray
+        Centre in the world (RAS+, mm).
+    axis : (3,) ndarray
+        Direction of its axis, a unit vector.
+    radius_mm, length_mm : float
+        Inner radius, and length between the ends of its mask.
+    """
+
+    centre_mm: NDArray[np.float64]
+    axis: NDArray[np.float64]
+    radius_mm: float
+    length_mm: float
+
+    def fraction(self, grid: Grid, *, beyond_mm: float = 0.0) -> NDArray[np.float32]:
+        """Return the share of every voxel that lies inside, with edges as wide as a voxel.
+
+        Parameters
+        ----------
+        grid : Grid
+            Lattice, best finer than that of the image.
+        beyond_mm : float
+            Length added at both ends; negative to stay away from them.
+
+        Examples
+        --------
+        >>> rod = Cylinder(centre_mm=np.zeros(3), axis=np.array([0.0, 0.0, 1.0]), radius_mm=10.0, length_mm=40.0)
+        >>> lattice = Grid.centred((60, 60, 60), 1.0)
+        >>> round(float(rod.fraction(lattice).sum()) / (np.pi * 100 * 40), 2)
+        1.0
+        """
+        edge = float(np.mean(grid.voxel_mm))
+        i, j, k = np.ogrid[tuple(slice(n) for n in grid.shape)]
+        a = grid.affine
+        offset = [a[m, 0] * i + a[m, 1] * j + a[m, 2] * k + a[m, 3] - self.centre_mm[m] for m in range(3)]
+        along = sum(o * u for o, u in zip(offset, self.axis, strict=True))
+        across = np.sqrt(np.maximum(sum(o**2 for o in offset) - along**2, 0.0))
+        side = np.clip((self.radius_mm - across) / edge + 0.5, 0.0, 1.0)
+        ends = np.clip((self.length_mm / 2 + beyond_mm - np.abs(along)) / edge + 0.5, 0.0, 1.0)
+        return np.asarray(side * ends, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VialSignals:
     """Signals of the vials, in the order of their masks.
 
@@ -84,6 +133,8 @@ class VialSignals:
         Median of the core, beside whatever ``signal`` is.
     sigma : (n,) ndarray
         Noise of a voxel that the standard errors stand on.
+    cylinders : tuple of Cylinder or None
+        Where each vial was found by the cylinder fit, ``None`` where there was none.
     """
 
     signal: NDArray[np.float64]
@@ -93,6 +144,7 @@ class VialSignals:
     method: tuple[str, ...]
     core_signal: NDArray[np.float64]
     sigma: NDArray[np.float64]
+    cylinders: tuple[Cylinder | None, ...] = ()
 
 
 def saturation_of(values: NDArray[np.generic]) -> float | None:
@@ -432,15 +484,17 @@ def measure_vials(
         share = core / n_core
         se = noise * float(np.sqrt(_variance(share, voxel, correlation_voxels, median=True)))
         signal, used, method = core_signal, n_core - int(clipped[core].sum()), "core"
+        cylinder = None
         if inner_radius_mm is not None and fwhm_mm is not None:
             fit = _fit_cylinder(data, mask, clipped, image.grid, radius_mm=inner_radius_mm, fwhm_mm=fwhm_mm)
             if fit is not None and abs(fit[0] - core_signal) <= params.fit_tolerance * abs(core_signal):
                 signal, used, method = fit[0], int((fit[1] != 0).sum()), "cylinder"
+                cylinder = fit[2]
                 se = noise * float(np.sqrt(_variance(fit[1], voxel, correlation_voxels)))
         if magnitude and noise_map is not None and noise > 0:
             signal, core_signal = (_floorless(value, noise, image.grid) for value in (signal, core_signal))
-        rows.append((signal, se, used, int(clipped[mask].sum()), method, core_signal, noise))
-    signals, errors, counts, saturated, methods, cores, noises = zip(*rows, strict=True) if rows else ((),) * 7
+        rows.append((signal, se, used, int(clipped[mask].sum()), method, core_signal, noise, cylinder))
+    signals, errors, counts, saturated, methods, cores, noises, places = zip(*rows, strict=True) if rows else ((),) * 8
     return VialSignals(
         signal=np.array(signals, dtype=np.float64),
         se=np.array(errors, dtype=np.float64),
@@ -449,12 +503,65 @@ def measure_vials(
         method=tuple(str(name) for name in methods),
         core_signal=np.array(cores, dtype=np.float64),
         sigma=np.array(noises, dtype=np.float64),
+        cylinders=tuple(place if isinstance(place, Cylinder) else None for place in places),
     )
 
 
+def modelled_signal(
+    image: NDArray[np.floating],
+    column: NDArray[np.floating],
+    cylinder: Cylinder,
+    grid: Grid,
+    *,
+    sigma: float,
+    correlation_voxels: float = 1.0,
+    fwhm_mm: float,
+) -> tuple[float, float]:
+    """Measure a vial with its own acquisition as the model: ``sum(f y) / sum(f^2)`` away from its ends.
+
+    Parameters
+    ----------
+    image : (nx, ny, nz) ndarray
+        Real part of the image, not denoised.
+    column : (nx, ny, nz) ndarray
+        What the scan makes of the vial at unit signal.
+    cylinder : Cylinder
+        The vial.
+    grid : Grid
+        Lattice of both.
+    sigma : float
+        Noise of a voxel.
+    correlation_voxels : float
+        Voxels that share one independent noise value.
+    fwhm_mm : float
+        Point spread: voxels closer than this to an end are left out.
+
+    Returns
+    -------
+    signal, se : float
+        In units of the image.
+
+    Raises
+    ------
+    EstimationError
+        If no voxel is left between the ends.
+    """
+    middle = cylinder.fraction(grid, beyond_mm=-fwhm_mm) > 0
+    use = _dilate(middle, float(max(grid.voxel_mm)), np.array(grid.voxel_mm)) & (column > 0.3 * column.max())
+    f = np.where(use, column, 0.0).astype(np.float64)
+    power = float((f**2).sum())
+    if not power > 0:
+        raise EstimationError(
+            f"a vial of {cylinder.length_mm:.0f} mm has no part farther than {fwhm_mm:.1f} mm from its ends",
+            hint="leave InnerDiameter out of the sidecar, so that the core of the vial is read",
+        )
+    weights = f / power
+    signal = float((weights * image).sum())
+    return signal, sigma * float(np.sqrt(_variance(weights, np.array(grid.voxel_mm), correlation_voxels)))
+
+
 def _magnitude(image: Volume) -> NDArray[np.float64]:
-    data = np.asarray(image.data)
-    data = np.abs(data).astype(np.float64)
+    data: NDArray[np.float64] = np.abs(np.asarray(image.data)).astype(np.float64)
     if data.ndim != 3 or not np.isfinite(data).all():
         raise DataError(f"vials are sought in one finite image with three axes, got shape {data.shape}")
     return data
@@ -596,8 +703,8 @@ def _fit_cylinder(
     *,
     radius_mm: float,
     fwhm_mm: float,
-) -> tuple[float, NDArray[np.float64]] | None:
-    """Signal inside a blurred cylinder, and the weight of each voxel in that estimate.
+) -> tuple[float, NDArray[np.float64], Cylinder] | None:
+    """Signal inside a blurred cylinder, the weight of each voxel in that estimate, and the cylinder.
 
     Across its axis a cylinder convolved with a Gaussian is ``P(chi'^2_2((r/s)^2) < (a/s)^2)``, a noncentral chi-square
     distribution; its ends are left out, and so are voxels that other bodies spoil.
@@ -653,7 +760,18 @@ def _fit_cylinder(
     weights = np.zeros(data.shape)
     place = np.argwhere(near)[use][good]
     weights[tuple(place.T)] = design @ np.linalg.pinv(design.T @ design).sum(0)
-    return float(beta.sum()), weights
+    direction = axis + shift[2:] @ across
+    direction = direction / np.linalg.norm(direction)
+    where = centre + shift[:2] @ across
+    reach = (inside - where) @ direction
+    step = float(np.abs(direction) @ voxel)
+    found = Cylinder(
+        centre_mm=where + direction * float(reach.max() + reach.min()) / 2,
+        axis=direction,
+        radius_mm=radius_mm,
+        length_mm=float(np.ptp(reach)) + step,
+    )
+    return float(beta.sum()), weights, found
 
 
 def _variance(

@@ -31,8 +31,8 @@ __all__ = [
     "point_spread_profile",
     "save",
     "scatter_panels",
-    "tissue_dots",
     "time_courses",
+    "tissue_dots",
 ]
 
 COLOURS = {
@@ -302,7 +302,7 @@ def paired_volumes(table: DataFrame, *, columns: Sequence[str], panel: str, ylab
         values = part[list(columns)].to_numpy(dtype=float)
         for row in values:
             axis.plot(np.arange(len(columns)), row, "-", color="0.8", linewidth=0.8)
-        for i, column in enumerate(columns):
+        for i in range(len(columns)):
             axis.plot(np.full(len(values), i), values[:, i], "o", color=_CYCLE[i], markersize=4)
             finite = values[:, i][np.isfinite(values[:, i])]
             if finite.size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bids_sodium.bidsio.files import read_json, read_table, write_text
 from bids_sodium.core.errors import DataError
@@ -19,7 +19,7 @@ __all__ = ["GROUP_INDEX", "group_page"]
 GROUP_INDEX = "group_analyses.json"
 """File of the output that lists the analyses in the order of the report."""
 
-_Data = Mapping[str, "DataFrame"]
+_Data: TypeAlias = Mapping[str, "DataFrame"]
 _HOURS = "time after onset (h)"
 _SHOWN = (
     "model",
@@ -40,7 +40,8 @@ _STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
 _CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
 _LAYOUTS = {"table1", "table2", "regressions"}
 _NOTE = {
-    "table1": "Marks: * and † against CIS (p < 0.01, p < 0.05), ‡ and § against RRMS (p < 0.01, p < 0.05), from the tests below.",
+    "table1": "Marks: * and † against CIS (p < 0.01, p < 0.05), ‡ and § against RRMS (p < 0.01, p < 0.05), from the "
+    "tests below.",
     "table2": "Marks: * and § against controls (p < 0.01, p < 0.05), † and ‡ against CIS, ¶ and ** against RRMS.",
 }
 
@@ -254,22 +255,38 @@ def _partial(data: _Data, results: DataFrame) -> Figure | None:
     )
 
 
-_FIGURES: Mapping[str, tuple[tuple[str, str, Callable[[_Data, DataFrame], Figure | None]], ...]] = {
+_Draw: TypeAlias = Callable[[_Data, "DataFrame"], "Figure | None"]
+_SODIUM_CURVE = (
+    "Change of the sodium signal in the cytotoxic region, scans of one participant joined, with the fitted sigmoid and "
+    "its 95 % band (cluster-robust over participants)."
+)
+_VOLUMES = "Volumes of ionic and cytotoxic oedema in each window and of the final necrosis; bars are medians."
+_FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
     "sigmoid": (
-        ("na", "Change of the sodium signal in the cytotoxic region, scans of one participant joined, with the fitted sigmoid and its "
-         "95 % band (cluster-robust over participants).", _curve("na", "sigmoid, cluster-robust")),
+        ("na", _SODIUM_CURVE, _curve("na", "sigmoid, cluster-robust")),
         ("tsc", "The same for total sodium concentration.", _curve("tsc", "sigmoid, cluster-robust")),
     ),
     "adc": (("adc", "Change of the diffusion coefficient in the cytotoxic region with its 95 % band.", _plateau),),
     "courses": (("courses", "Local-linear time courses with 95 % bands from resampled participants.", _courses),),
     "regions_time": (("means", "Estimated marginal means of the mixed model.", _means),),
     "volumes": (
-        ("volumes", "Volumes of ionic and cytotoxic oedema in each window and of the final necrosis; bars are medians.", _volumes),
+        ("volumes", _VOLUMES, _volumes),
         ("ratios", "Ratios of volumes with 95 % intervals.", _ratios),
     ),
-    "correlations": (("rho", "Rank correlations with 95 % intervals.", _forest("Spearman's rho", "subset", "outcome", "term")),),
-    "participants": (("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),),
-    "comparisons": (("differences", "Adjusted differences between groups, 95 % intervals.", _forest("difference", "outcome", "term")),),
-    "lesions": (("differences", "Lesions against normal-appearing white matter.", _forest("difference (mmol/L)", "subset", "term")),),
-    "regressions": (("partial", "Partial regressions of the retained sodium concentrations (all patients).", _partial),),
-}  # fmt: skip
+    "correlations": (
+        ("rho", "Rank correlations, 95 % intervals.", _forest("Spearman's rho", "subset", "outcome", "term")),
+    ),
+    "participants": (
+        ("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),
+    ),
+    "lesions": (
+        (
+            "differences",
+            "Lesions against normal-appearing white matter.",
+            _forest("mmol/L", "subset", "outcome", "term"),
+        ),
+    ),
+    "regressions": (
+        ("partial", "Partial regressions of the retained sodium concentrations (all patients).", _partial),
+    ),
+}

@@ -21,7 +21,8 @@ body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--in
 header { background: #12293d; color: #fff; padding: 1.1rem 2rem; }
 header h1 { font-size: 1.35rem; margin: 0; font-weight: 600; }
 header p { margin: .2rem 0 0; color: #b9c7d4; font-size: .9rem; }
-nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--line); padding: .5rem 2rem; z-index: 1; }
+nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--line); padding: .5rem 2rem;
+  z-index: 1; }
 nav a { margin-right: 1.1rem; color: var(--accent); text-decoration: none; font-size: .9rem; white-space: nowrap; }
 main { max-width: 1180px; margin: 0 auto; padding: 1rem 2rem 4rem; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.4rem; margin: 1rem 0; }
@@ -41,15 +42,15 @@ footer { color: var(--soft); font-size: .8rem; padding: 0 2rem 2rem; text-align:
 
 
 def number(value: Any) -> str:
-    """Return a value as a reader wants it: four significant digits, a dash where there is none.
+    """Return a value as a reader wants it: four significant digits, a hyphen where there is none.
 
     Examples
     --------
     >>> number(40.61234), number(float("nan")), number("raw"), number(0.00001234)
-    ('40.61', '–', 'raw', '1.234e-05')
+    ('40.61', '-', 'raw', '1.234e-05')
     """
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, str):
         return value
     try:
@@ -57,7 +58,7 @@ def number(value: Any) -> str:
     except (TypeError, ValueError):
         return str(value)
     if real != real:  # noqa: PLR0124 - NaN
-        return "–"
+        return "-"
     if real == int(real) and abs(real) < 1e6:
         return str(int(real))
     return f"{real:.4g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -144,9 +144,9 @@ def _summary(session: _Session) -> str:
         parts.append(
             session.show(
                 "desc-tissue_tsc",
-                "Total sodium concentration of each tissue with its 95 % interval (noise, fit and calibration), by method of "
-                "partial-volume correction: raw, none; csf, CSF partition; gtm, geometric transfer matrix; glm, least "
-                "squares with the scan's own acquisition as the model.",
+                "Total sodium concentration of each tissue with its 95 % interval (noise, fit and calibration), by "
+                "method of partial-volume correction: raw, none; csf, CSF partition; gtm, geometric transfer matrix; "
+                "glm, least squares with the scan's own acquisition as the model.",
                 lambda: figures.tissue_dots(table),
                 kind="svg",
             )
@@ -219,7 +219,8 @@ def _calibration(session: _Session) -> str:
         parts.append(
             session.show(
                 "desc-calibration_line",
-                f"Vial signals ({found['VialsFrom']}) and the line that turns signal into concentration, with its 95 % band.",
+                f"Vial signals ({found['VialsFrom']}) and the line that turns signal into concentration, with its "
+                "95 % band.",
                 lambda: figures.calibration_line(signal, se, truth, found["Slope"], found["SlopeStandardError"]),
                 kind="svg",
             )
@@ -237,7 +238,7 @@ def _calibration(session: _Session) -> str:
     return "".join(parts)
 
 
-def _anatomy_files(session: _Session) -> tuple[_Session, dict[str, Any]] | None:
+def _anatomy_files(session: _Session) -> tuple[_Session, dict[str, Volume]] | None:
     """Return the participant's session that holds the segmentation: one serves all."""
     for other in (session, *_sessions(session.output, session.participant)):
         if other.has("seg-tissue_dseg.nii.gz", "desc-preproc_T1w.nii.gz"):
@@ -256,12 +257,12 @@ def _alignment(session: _Session) -> str:
         where, labels = anatomy
         t1w = where.volume("desc-preproc_T1w.nii.gz")
         tsc = session.volume("acq-23Na_space-T1w_TSCmap.nii.gz", "mmol/L")
-        outlines = {name: labels[name] for name in ("NAWM", "CSF") if name in labels}
+        outlines: dict[str, Volume] = {name: labels[name] for name in ("NAWM", "CSF") if name in labels}
         parts.append(
             session.show(
                 "space-T1w_TSCmap",
-                "Sodium concentration on the T1w grid (one interpolation) with the outlines of white matter and CSF from the T1w "
-                "image: CSF outlines should hold the bright ventricles.",
+                "Sodium concentration on the T1w grid (one interpolation) with the outlines of white matter and CSF "
+                "from the T1w image: CSF outlines should hold the bright ventricles.",
                 lambda: figures.montage(
                     [("TSC", tsc)],
                     limits=(0.0, _BRAIN_LIMIT_MMOL_L),
@@ -279,32 +280,28 @@ def _alignment(session: _Session) -> str:
                 lambda: figures.montage([("T1w", t1w)], outlines=outlines, focus=labels.get("NAWM")),
             )
         )
-    for path in sorted((session.folder / "anat").glob(f"{session.stem}_acq-23Na_space-*_TSCmap.nii.gz")):
-        space = path.name.partition("space-")[2].partition("_")[0]
-        if space == "T1w" or not path.is_file():
-            continue
-        tsc = read_volume(path, unit="mmol/L")
-        outlines = {}
-        if space == _TEMPLATE:
-            template = load_head_template()
-            outlines = {
-                "template white matter": Volume(template.wm > 0.5, template.grid),
-                "template brain": Volume(template.brain, template.grid),
-            }
-        parts.append(
-            session.show(
-                f"space-{space}_TSCmap",
-                f"Sodium concentration in the space of {space}, one interpolation.",
-                lambda tsc=tsc, outlines=outlines: figures.montage(
-                    [(space, tsc)],
-                    limits=(0.0, _BRAIN_LIMIT_MMOL_L),
-                    colours="viridis",
-                    unit="mmol/L",
-                    outlines=outlines,
-                ),
-            )
-        )
+    paths = sorted((session.folder / "anat").glob(f"{session.stem}_acq-23Na_space-*_TSCmap.nii.gz"))
+    parts += [_in_space(session, path) for path in paths if "space-T1w" not in path.name]
     return "".join(parts)
+
+
+def _in_space(session: _Session, path: Path) -> str:
+    space = path.name.partition("space-")[2].partition("_")[0]
+    tsc = read_volume(path, unit="mmol/L")
+    outlines = {}
+    if space == _TEMPLATE:
+        template = load_head_template()
+        outlines = {
+            "template white matter": Volume(template.wm > 0.5, template.grid),
+            "template brain": Volume(template.brain, template.grid),
+        }
+    return session.show(
+        f"space-{space}_TSCmap",
+        f"Sodium concentration in the space of {space}, one interpolation.",
+        lambda: figures.montage(
+            [(space, tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L", outlines=outlines
+        ),
+    )
 
 
 def _tissue(session: _Session) -> str:
@@ -379,7 +376,7 @@ def _regions(session: _Session) -> str:
             parts.append(
                 session.show(
                     "desc-regions_TSCmap",
-                    "Delineated regions and their mirror images (lesions and CSF left out) on the sodium concentration.",
+                    "Delineated regions and their mirror images (lesions and CSF left out) on the TSC map.",
                     lambda: figures.montage(
                         rows,
                         limits=(0.0, _BRAIN_LIMIT_MMOL_L),

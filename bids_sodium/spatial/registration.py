@@ -536,7 +536,7 @@ def _flat(image: Volume, sigma_mm: float) -> Volume:
     """Return the first frame over its own smooth part: coil profiles fade, and noise in the air does not rise."""
     from scipy import ndimage
 
-    data = _first_frame(image)
+    data: NDArray[np.floating] = _first_frame(image)
     if sigma_mm > 0.0:
         smooth = ndimage.gaussian_filter(data, sigma_mm / np.array(image.grid.voxel_mm), truncate=2.5)
         data = data / (np.maximum(smooth, 0.0) + 0.15 * float(np.percentile(data, 99)))

@@ -148,8 +148,8 @@ def run(files: Files, params: Params) -> None:
         _measure(record, f"{link.name}_to_{target}", found)
         steps[link.name] = found.transform
     places = dict(files.transforms)
-    for name in links:
-        whole, reached = steps[name], links[name].to
+    for name, link in links.items():
+        whole, reached = steps[name], link.to
         path = [name]
         while reached != "anatomy":
             whole = steps[reached] @ whole

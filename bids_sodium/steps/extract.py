@@ -48,9 +48,10 @@ _WITHOUT_CSF = 0.5
 class Files:
     """What the step reads and writes; pairs are (name, path).
 
-    ``anatomy`` is the proton image that the sodium image was registered to, ``anatomy_name`` its frame: ``T1w``, or what
-    stands in for it. ``fractions`` are tissue fractions on the T1w grid, ``lesions`` the MS lesion masks there, ``regions`` the stroke
-    regions there, ``maps`` the standard or anatomical spaces the concentration map is written in.
+    ``anatomy`` is the proton image that the sodium image was registered to, ``anatomy_name`` its frame: ``T1w``, or
+    what stands in for it. ``fractions`` are tissue fractions on the T1w grid, ``lesions`` the MS lesion masks there,
+    ``regions`` the stroke regions there, ``maps`` the standard or anatomical spaces the concentration map is written
+    in.
     """
 
     kspace: Path | None
@@ -272,7 +273,7 @@ def _groups(names: Sequence[str], images: NDArray[np.float64]) -> list[tuple[lis
             [images[[index[m] for m in members if m in index]].sum(0) for members in parts.values()]
         )
 
-    rest = {name: (name,) for name in extra}
+    rest: dict[str, Sequence[str]] = {name: (name,) for name in extra}
     if lesions:
         groups.append(merged({**{name: (name,) for name in _NORMAL if name in index}, "T2lesion": lesions, **rest}))
     groups.append(merged({"GM": ("CGM", "DGM"), "WM": ("NAWM", *lesions), "CSF": ("CSF",), **rest}))

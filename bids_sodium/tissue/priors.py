@@ -1,9 +1,9 @@
 """Where deep grey matter lies: ellipsoids for thalamus, caudate, putamen and pallidum in the symmetric MNI152 head.
 
-A grey-matter map does not say which of it is deep, and gives thalamus and pallidum a half or less. Each nucleus is an
-ellipsoid, ``rho(x) = |S^-1 R^T (x - c)|``, with centre c (mm), rotation R and semi-axes S; the share of brain tissue that
-is deep grey falls from 1 inside to 0 outside, ``1 / (1 + exp((rho - 1) s / w))`` with s the mean semi-axis and w the
-width of the edge. Left and right are mirror images.
+A grey-matter map does not say which of it is deep, and gives thalamus and pallidum a half or less. Each nucleus is
+an ellipsoid, ``rho(x) = |S^-1 R^T (x - c)|``, with centre c (mm), rotation R and semi-axes S; the share of brain tissue
+that is deep grey falls from 1 inside to 0 outside, ``1 / (1 + exp((rho - 1) s / w))`` with s the mean semi-axis and w
+the width of the edge. Left and right are mirror images.
 """
 
 from __future__ import annotations
