@@ -1,4 +1,5 @@
 # syntax=docker/dockerfile:1
+# docker build -t bids_sodium .    (or tools/image.sh build, which needs no Docker daemon)
 ARG BASE_IMAGE=debian:trixie-slim
 
 FROM ${BASE_IMAGE} AS python
@@ -10,27 +11,31 @@ RUN apt-get update \
 
 FROM python AS build
 ARG UV_VERSION=0.13.8
+ARG HATCHLING_VERSION=1.33.0
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3-venv ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
- && python3 -m venv /opt/uv \
- && /opt/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}"
-ENV UV_SYSTEM_CERTS=true UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON=/usr/bin/python3 UV_PYTHON_DOWNLOADS=never
-RUN /opt/uv/bin/uv venv /opt/bids_sodium
+ && python3 -m venv /opt/tools \
+ && /opt/tools/bin/pip install --no-cache-dir "uv==${UV_VERSION}" "hatchling==${HATCHLING_VERSION}"
+ENV UV_SYSTEM_CERTS=true UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON=/opt/bids_sodium/bin/python \
+    UV_PYTHON_DOWNLOADS=never
+RUN /opt/tools/bin/uv venv --python /usr/bin/python3 /opt/bids_sodium
 WORKDIR /src
 # Locked dependencies are a layer of their own, so that a change of the source does not install them again.
 COPY pyproject.toml requirements/lock.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    /opt/uv/bin/uv pip compile pyproject.toml -c lock.txt --extra dask --extra slurm -q -o needed.txt \
- && /opt/uv/bin/uv pip install --python /opt/bids_sodium/bin/python -r needed.txt hatchling \
- && find /opt/bids_sodium -depth -type d -name tests -not -path '*/numpy/*' -exec rm -rf {} +
+    /opt/tools/bin/uv pip compile pyproject.toml -c lock.txt --extra dask --extra slurm -q -o needed.txt \
+ && /opt/tools/bin/uv pip install -r needed.txt \
+ && find /opt/bids_sodium -depth -type d -name tests -exec rm -rf {} +
 COPY LICENSE README.md ./
 COPY bids_sodium ./bids_sodium
-RUN /opt/uv/bin/uv pip install --python /opt/bids_sodium/bin/python --no-deps --no-build-isolation . \
- && /opt/uv/bin/uv pip uninstall --python /opt/bids_sodium/bin/python hatchling
+RUN /opt/tools/bin/hatchling build -t wheel -d dist \
+ && /opt/tools/bin/uv pip install --no-deps dist/*.whl \
+ && /opt/bids_sodium/bin/python -I -c "import bids, dipy.align, finufft, ismrmrd, nilearn.image, numpy.testing, scipy.stats, SimpleITK, statsmodels.api, distributed, submitit, bids_sodium.app"
 
 FROM python AS runtime
+ARG IMAGE=bids_sodium
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="bids_sodium" \
@@ -45,7 +50,7 @@ ENV PATH=/opt/bids_sodium/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-    BIDS_SODIUM_CONTAINER_TYPE=docker BIDS_SODIUM_CONTAINER_TAG="bids_sodium:${VERSION}"
+    BIDS_SODIUM_CONTAINER_TYPE=docker BIDS_SODIUM_CONTAINER_TAG="${IMAGE}:${VERSION}"
 RUN useradd --uid 1000 --gid 0 --no-create-home --home-dir /nonexistent bids
 WORKDIR /tmp
 USER 1000:0

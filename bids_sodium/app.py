@@ -103,7 +103,16 @@ def participant(options: argparse.Namespace, config: Config, terminal: _Terminal
             report = _execute(tasks, options, config, terminal)
         failures = _failures(dataset, report)
         _write_crashes(output, started, report, config, people)
-        _write_pages(output, people, failures, methods, config)
+        changed = {outcome.task.group for outcome in report.outcomes if outcome.status != "skipped"}
+        stale = [
+            person
+            for person in people
+            if options.reports_only
+            or person in changed
+            or person in failures
+            or not (output / f"{person}.html").is_file()
+        ]
+        _write_pages(output, stale, failures, methods, config)
     return _conclude(dataset, report, failures, output)
 
 
@@ -293,11 +302,21 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
             write_group_table(output, table, dictionary)
             found = _analyse(study, table, config)
             _write_study(output, found, settings=dataclasses.asdict(getattr(config, study)))
-            for reason in found.left_out.itertuples(index=False):
-                _say(f"left out: {reason.analysis}{' ' + reason.part if reason.part else ''}: {reason.reason}")
+            _say_left_out(found)
         page = group_page(output, methods=methods, settings=config.to_toml())
     _say(f"report: {page}")
     return 0
+
+
+def _say_left_out(study: Study) -> None:
+    whole = [analysis.name for analysis in study.analyses if analysis.left_out]
+    parts = len(study.left_out) - len(whole)
+    if whole:
+        _say(f"left out: {', '.join(whole)}")
+    if parts:
+        _say(f"left out: {parts} parts of other analyses")
+    if whole or parts:
+        _say(f"the report and {GROUP_INDEX} say why")
 
 
 def _analyse(study: str, table: Any, config: Config) -> Any:

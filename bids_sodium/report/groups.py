@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,11 +39,6 @@ _SHOWN = (
 _STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
 _CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
 _LAYOUTS = {"table1", "table2", "regressions"}
-_NOTE = {
-    "table1": "Marks: * and † against CIS (p < 0.01, p < 0.05), ‡ and § against RRMS (p < 0.01, p < 0.05), from the "
-    "tests below.",
-    "table2": "Marks: * and § against controls (p < 0.01, p < 0.05), † and ‡ against CIS, ¶ and ** against RRMS.",
-}
 
 
 def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
@@ -72,13 +67,7 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
         raise DataError("no group results", where=str(output / GROUP_INDEX), hint="run the group level first")
     content = read_json(output / GROUP_INDEX)
     sections = []
-    left = [
-        f"{entry['Analysis']}{', ' + entry['Part'] if entry['Part'] else ''}: {entry['Reason']}"
-        for entry in content["LeftOut"]
-    ]
-    summary = [_people(output)]
-    if left:
-        summary.append(html.box("Left out, and why", left))
+    summary = [_people(output), _left_out(content["LeftOut"])]
     sections.append(html.section("summary", "Summary", *summary))
     for analysis in content["Analyses"]:
         sections.append(_analysis(output, analysis))  # noqa: PERF401 - the order of figures on disk is that of the page
@@ -90,6 +79,29 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
     title = _STUDIES[content["Study"]]
     page = html.page(f"{title}: group level", "Sodium MRI: tables, figures and tests", sections)
     return write_text(output / "group.html", page)
+
+
+def _left_out(entries: Sequence[Mapping[str, str]]) -> str:
+    """Return what was left out, one line an analysis that is missing and one count an analysis that lacks parts."""
+    whole = [f"{entry['Analysis']}: {_first(entry['Reason'])}" for entry in entries if not entry["Part"]]
+    parts = [entry for entry in entries if entry["Part"]]
+    boxes = [html.box("Analyses left out, and why", whole)] if whole else []
+    if parts:
+        rows = "".join(
+            f"<li>{html.escape(entry['Analysis'])}, {html.escape(entry['Part'])}: {html.escape(entry['Reason'])}</li>"
+            for entry in parts
+        )
+        boxes.append(
+            f"<details><summary>{len(parts)} parts of analyses were left out</summary><ul>{rows}</ul></details>"
+        )
+    return "".join(boxes)
+
+
+def _first(reason: str, limit: int = 3) -> str:
+    """Return the first of several reasons, and how many more there are."""
+    reasons = reason.split("; ")
+    rest = len(reasons) - limit
+    return "; ".join(reasons[:limit]) + (f"; and {rest} more of the kind" if rest > 0 else "")
 
 
 def _people(output: Path) -> str:
@@ -105,7 +117,7 @@ def _people(output: Path) -> str:
 def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]:
     name = analysis["Name"]
     if analysis["LeftOut"]:
-        return html.section(name, analysis["Title"], html.box("Left out", [analysis["LeftOut"]]))
+        return html.section(name, analysis["Title"], html.box("Left out", [_first(analysis["LeftOut"])]))
     results = read_table(output / f"group_{name}.tsv")
     data = {key: read_table(output / f"group_{name}_{key}.tsv") for key in analysis["Data"]}
     parts = [f"<p>{html.escape(analysis['Text'])}</p>" if analysis["Text"] else ""]
@@ -120,7 +132,6 @@ def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]
         parts.append(html.figure(f"group_figures/{name}_{key}.svg", caption))
     if name in _LAYOUTS and "layout" in data:
         parts.append(html.table(data["layout"].fillna("")))
-        parts.append(f"<p>{_NOTE[name]}</p>" if name in _NOTE else "")
     shown = [column for column in _SHOWN if column in results and results[column].notna().any()]
     listed = results[shown].fillna({column: "" for column in ("method", "note", "subset", "term") if column in shown})
     table = html.table(listed)

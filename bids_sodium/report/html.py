@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ header h1 { font-size: 1.35rem; margin: 0; font-weight: 600; }
 header p { margin: .2rem 0 0; color: #b9c7d4; font-size: .9rem; }
 nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--line); padding: .5rem 2rem;
   z-index: 1; }
-nav a { margin-right: 1.1rem; color: var(--accent); text-decoration: none; font-size: .9rem; white-space: nowrap; }
+nav a { display: inline-block; margin-right: 1.1rem; color: var(--accent); text-decoration: none; font-size: .9rem;
+  white-space: nowrap; }
 main { max-width: 1180px; margin: 0 auto; padding: 1rem 2rem 4rem; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.4rem; margin: 1rem 0; }
 h2 { font-size: 1.1rem; margin: .1rem 0 .6rem; } h3 { font-size: .98rem; margin: 1rem 0 .4rem; }
@@ -57,9 +59,11 @@ def number(value: Any) -> str:
         real = float(value)
     except (TypeError, ValueError):
         return str(value)
-    if real != real:  # noqa: PLR0124 - NaN
+    if math.isnan(real):
         return "-"
-    if real == int(real) and abs(real) < 1e6:
+    if math.isinf(real):
+        return "unbounded"
+    if abs(real) < 1e6 and real == int(real):
         return str(int(real))
     return f"{real:.4g}"
 

@@ -6,6 +6,9 @@ without one it is the plane about which the head is most like its own reflection
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +18,7 @@ from bids_sodium.spatial.registration import Registration, RegistrationParams, r
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.spatial.transforms import Affine, Transform
 
-__all__ = ["contralateral", "mid_sagittal_mirror", "mirror_transform"]
+__all__ = ["contralateral", "contralateral_masks", "mid_sagittal_mirror", "mirror_transform"]
 
 _DEFAULT = RegistrationParams()
 
@@ -94,6 +97,51 @@ def contralateral(mask: NDArray[np.bool_], grid: Grid, mirror: Transform) -> NDA
     return other
 
 
+def contralateral_masks(
+    masks: Mapping[str, NDArray[np.bool_]], grid: Grid, mirror: Transform
+) -> dict[str, NDArray[np.bool_]]:
+    """Return the homologous regions of several masks, which may overlap, through one resampling of them all.
+
+    Parameters
+    ----------
+    masks : mapping of str to (nx, ny, nz) ndarray of bool
+        At most 31 regions.
+    grid : Grid
+        Lattice of the image.
+    mirror : Affine or Chain
+        As for `contralateral`.
+
+    Returns
+    -------
+    dict of str to (nx, ny, nz) ndarray of bool
+        Voxels whose homologue lies in the region; empty where no voxel has one.
+
+    Raises
+    ------
+    GeometryError
+        If a mask does not fit the grid, or there are more than 31.
+
+    Examples
+    --------
+    >>> grid = Grid.centred((21, 21, 21), 2.0)
+    >>> left = np.zeros(grid.shape, dtype=bool)
+    >>> left[2:6, 8:12, 8:12] = True
+    >>> flip = Affine(np.diag([-1.0, 1.0, 1.0, 1.0]), "t1w", "t1w")
+    >>> both = contralateral_masks({"a": left, "b": left[:, ::-1]}, grid, flip)
+    >>> bool((both["a"] == left[::-1]).all() and (both["b"] == left[::-1, ::-1]).all())
+    True
+    """
+    if len(masks) > 31:
+        raise GeometryError(f"{len(masks)} regions at once", hint="mirror at most 31 at a time")
+    bits = np.zeros(grid.shape, dtype=np.int32)
+    for bit, (name, mask) in enumerate(masks.items()):
+        if mask.shape != grid.shape:
+            raise GeometryError(f"mask {name} of shape {mask.shape} on a grid of shape {grid.shape}")
+        bits |= np.asarray(mask, dtype=np.int32) << bit
+    other = np.asarray(resample(Volume(bits, grid), grid, mirror, "label", average=False).data).astype(np.int32)
+    return {name: (other >> bit & 1).astype(bool) for bit, name in enumerate(masks)}
+
+
 def mid_sagittal_mirror(
     image: Volume,
     params: RegistrationParams = _DEFAULT,
@@ -146,17 +194,8 @@ def mid_sagittal_mirror(
     assert isinstance(found.transform, Affine)  # noqa: S101
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = 2.0 * middle
-    return Registration(
-        transform=Affine(_nearest_reflection(found.transform.matrix @ flip), target=name, source=name),
-        metric=found.metric,
-        converged=found.converged,
-        target_error_mm=found.target_error_mm,
-        inverse_consistency_mm=found.inverse_consistency_mm,
-        overlap=found.overlap,
-        n_starts=found.n_starts,
-        n_iterations=found.n_iterations,
-        start_spread_mm=found.start_spread_mm,
-    )
+    reflection = _nearest_reflection(found.transform.matrix @ flip)
+    return replace(found, transform=Affine(reflection, target=name, source=name))
 
 
 def _nearest_reflection(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.data import Grid, Volume
-from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+from bids_sodium.core.errors import ConfigError, DataError, EstimationError, GeometryError
 from bids_sodium.spatial.resampling import resample, to_itk_image
 from bids_sodium.spatial.transforms import Affine, Transform, Warp, renamed, rigid_from_parameters
 
@@ -100,6 +100,21 @@ class RegistrationParams:
     """Standard deviation of the Gaussian neighbourhood whose mean and contrast are made alike in both images, in mm:
     homologous points within 0.9 mm, where one smooth bias for the head leaves 1.7 mm."""
 
+    def __post_init__(self) -> None:
+        """Check that every level has its values.
+
+        Raises
+        ------
+        ConfigError
+            If lists that belong together differ in length.
+        """
+        together = (("levels_mm", "rings_mm", "points", "classes"), ("demons_levels_mm", "demons_iterations"))
+        for names in together:
+            lengths = {name: len(getattr(self, name)) for name in names}
+            if len(set(lengths.values())) > 1 or 0 in lengths.values():
+                counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+                raise ConfigError(f"registration levels need one value each, got {counts}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
@@ -117,7 +132,8 @@ class Registration:
         Standard error of the position of a point of the mask, root mean square, from leaving out one of 27 blocks of
         the mask at a time, in mm; ``nan`` where it is not known.
     inverse_consistency_mm : float
-        Mean distance of points from where the way there and back takes them, in mm; 0 for affine maps.
+        Mean distance of points from where the way there and back takes them, in mm; ``nan`` for affine maps, whose
+        inverse is exact.
     overlap : float
         Share of the mask within the moving image.
     n_starts : int
@@ -182,6 +198,13 @@ def register(
     GeometryError
         If the mask does not fit the image or the initial transform joins other frames.
 
+    References
+    ----------
+    Golub GH, Pereyra V. The differentiation of pseudo-inverses and nonlinear least squares problems whose variables
+    separate. SIAM J Numer Anal 1973;10:413-432, doi:10.1137/0710036.
+    Roche A, Malandain G, Pennec X, Ayache N. The correlation ratio as a new similarity measure for multimodal image
+    registration. MICCAI 1998.
+
     Examples
     --------
     >>> grid = Grid.centred((32, 32, 32), 4.0)
@@ -225,7 +248,7 @@ def register(
         metric=pose.share,
         converged=pose.converged,
         target_error_mm=_target_error(finest, pose.matrix, kind),
-        inverse_consistency_mm=0.0,
+        inverse_consistency_mm=float("nan"),
         overlap=pose.overlap,
         n_starts=found.n_starts,
         n_iterations=n_iterations,
@@ -819,8 +842,7 @@ def _demons(
             field = demons.Execute(*pair)
         else:
             field = demons.Execute(*pair, sitk.Resample(field, pair[0], sitk.Transform(), sitk.sitkLinear, 0.0))
-    if field is None:
-        raise GeometryError("the deformable registration has no levels", hint="give demons_levels_mm")
+    assert field is not None  # noqa: S101 - the parameters have at least one level
     x, y, z = field.GetSize()
     values = np.asarray(sitk.GetArrayFromImage(field)).transpose(2, 1, 0, 3)
     fitted = Warp(values, Grid((x, y, z), grid.with_voxel(params.demons_levels_mm[-1]).affine), "moving", "fixed")

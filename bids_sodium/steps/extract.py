@@ -25,7 +25,7 @@ from bids_sodium.core.tables import QC, ROI_TSC, TISSUE_TSC
 from bids_sodium.recon.columns import Columns, mtf_columns, operator_columns
 from bids_sodium.recon.psf import gaussian_point_spread
 from bids_sodium.recon.solvers import ReconstructionParams
-from bids_sodium.spatial.mirror import contralateral, mirror_transform
+from bids_sodium.spatial.mirror import contralateral_masks, mirror_transform
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.spatial.transforms import Transform
 from bids_sodium.steps.align import TEMPLATE
@@ -351,12 +351,14 @@ def _regions(files: Files, params: Params, known: Mapping[str, Record], record: 
             lacking = [name for name in names_in(expression) if name not in masks]
             record.omit(f"region {expression}", f"no mask of {', '.join(lacking)}")
     places = dict(files.mirrored)
+    mirrored = contralateral_masks(masks, grid, mirror)
     rows = []
     for name, expression in wanted.items():
         ipsi = combine(masks, expression)
         verdict = screen(ipsi, grid.voxel_ml, params.regions)
         kept, reason = verdict.kept, verdict.reason
-        contra = contralateral(ipsi, grid, mirror) & ~lesion & (csf < _WITHOUT_CSF) if ipsi.any() else ipsi
+        # the mirror image of a set expression is the expression of the mirror images
+        contra = combine(mirrored, expression) & ~lesion & (csf < _WITHOUT_CSF)
         if kept and contra.sum() < 0.3 * ipsi.sum():
             kept = False
             reason = (

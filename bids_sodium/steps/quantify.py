@@ -19,7 +19,7 @@ from bids_sodium.bidsio.files import read_volume, write_volume
 from bids_sodium.bidsio.kspace import read_kspace
 from bids_sodium.core.constants import AGAR, Decay, Relaxation, relaxation_of
 from bids_sodium.core.data import Volume
-from bids_sodium.core.errors import DataError, GeometryError
+from bids_sodium.core.errors import DataError, EstimationError, GeometryError
 from bids_sodium.image import diffusion
 from bids_sodium.image.calibration import (
     CalibrationParams,
@@ -198,14 +198,6 @@ def run(files: Files, params: Params) -> None:
     sigma = float(known["sigma"])
     denoised = denoise(magnitude, params.denoising, sigma=sigma)
     clean = denoised.image if denoised.floor_removed else correct_noise_floor(denoised.image, sigma)
-    save_image(
-        files.denoised,
-        denoised.image,
-        roots=files.roots,
-        description=f"Sodium image after denoising ({params.denoising.method})",
-        sources=[files.magnitude],
-        extra={"Denoising": params.denoising, "NoiseSigma": sigma},
-    )
     vials = phantoms(params.metadata, params.calibration, where=files.magnitude.name)
     calibration = replace(params.calibration, vial_mmol_l=tuple(vial.mmol_l for vial in vials))
     raised, ceiling = _raised(magnitude, known)
@@ -241,6 +233,15 @@ def run(files: Files, params: Params) -> None:
     factor = relaxation_factor(vials[0].relaxation, relaxation_of("GM"), **timing)
     concentration, se = tsc(clean, scale, factor, sigma=sigma)
 
+    # Nothing is written before all is computed, so that a failure leaves earlier outputs as they are.
+    save_image(
+        files.denoised,
+        denoised.image,
+        roots=files.roots,
+        description=f"Sodium image after denoising ({params.denoising.method})",
+        sources=[files.magnitude],
+        extra={"Denoising": params.denoising, "NoiseSigma": sigma},
+    )
     for i, (vial, path, mask) in enumerate(zip(vials, files.vial_masks, masks, strict=True)):
         save_image(
             path,
@@ -374,7 +375,10 @@ def _vial_masks(
     given = dict(files.vials)
     if not given:
         head = None if files.head is None else read_volume(files.head, dtype=np.uint8).data > 0
-        found = find_vials(image, head, calibration, saturation=ceiling)
+        try:
+            found = find_vials(image, head, calibration, saturation=ceiling)
+        except EstimationError as error:
+            raise EstimationError(error.what, where=files.magnitude.name, hint=error.hint) from error
         return [vial.mask for vial in found], "found automatically"
     missing = [vial.label for vial in vials if vial.label not in given]
     if missing:
