@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError, GeometryError
 
-__all__ = ["Denoised", "DenoisingParams", "background_sigma", "correct_noise_floor", "denoise"]
+__all__ = [
+    "Background",
+    "Denoised",
+    "DenoisingParams",
+    "background_noise",
+    "background_sigma",
+    "correct_noise_floor",
+    "denoise",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +76,22 @@ class Denoised:
     sigma: float
     floor_removed: bool
     sigma_source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """Noise of a magnitude image as its air shows it.
+
+    Parameters
+    ----------
+    sigma : float
+        Noise per real component, in units of the image.
+    order : int
+        Channels of the root sum of squares that describes the air, 1 for a single coil.
+    """
+
+    sigma: float
+    order: int
 
 
 def denoise(
@@ -241,6 +265,29 @@ def background_sigma(volume: Volume, *, order: int | None = 1) -> float:
     >>> abs(background_sigma(Volume(air, Grid.centred((32, 32, 32), 4.0))) - 5) < 0.1
     True
     """
+    return background_noise(volume, order=order).sigma
+
+
+def background_noise(volume: Volume, *, order: int | None = None) -> Background:
+    """Estimate the noise in air and the number of channels it was combined from; see `background_sigma`.
+
+    Parameters
+    ----------
+    volume : Volume
+        Magnitude image with air in it.
+    order : int or None
+        Channels where they are known; ``None`` finds the effective number.
+
+    Returns
+    -------
+    Background
+        Sigma and channels.
+
+    Raises
+    ------
+    DataError, EstimationError
+        As `background_sigma`.
+    """
     data = _real(volume)
     if data.min() < 0:
         raise DataError(
@@ -257,13 +304,14 @@ def background_sigma(volume: Volume, *, order: int | None = 1) -> float:
     orders = (order,) if order is not None else tuple(range(1, 9)) + tuple(range(10, 65, 2))
     peak = _mode(_spread_ties(values) if whole else values)
     fits = [_fit_air(values, shape, peak=peak, whole=whole) for shape in orders]
-    sigma, misfit = min(fits, key=lambda fit: fit[1])
+    best = min(range(len(fits)), key=lambda i: fits[i][1])
+    sigma, misfit = fits[best]
     if not np.isfinite(sigma) or not np.isfinite(misfit):
         raise EstimationError(
             "the darkest voxels do not look like noise in air",
             hint="give the noise level, or an image whose background is not masked",
         )
-    return sigma
+    return Background(sigma=sigma, order=orders[best])
 
 
 def _real(volume: Volume) -> NDArray[np.float64]:

@@ -99,7 +99,7 @@ def participant_page(
     if failures:
         lines = [f"{failure.unit}, {failure.step}: {failure.message}" for failure in failures]
         sections.append(html.section("failures", "Failures", html.box("Not finished in this run", lines, bad=True)))
-    sessions = list(_sessions(output, participant))
+    sessions = sorted(_sessions(output, participant), key=_hours)
     for session in sessions:
         sections += _session_sections(session, many=len(sessions) > 1)
     if methods:
@@ -116,6 +116,13 @@ def _sessions(output: Path, participant: str) -> Iterator[_Session]:
     tables = sorted(root.glob("**/anat/*_acq-23Na_desc-qc_tsc.tsv"))
     for table in tables:
         yield _Session(output, participant, table.parent.parent, table.name.partition("_acq-23Na")[0])
+
+
+def _hours(session: _Session) -> float:
+    """Return the time after onset that a session was scanned, 0 where it is not known, so that order is kept."""
+    quality = read_table(session.file("acq-23Na_desc-qc_tsc.tsv"))
+    found = quality[quality["measure"] == "onset_to_scan"]["value"]
+    return float(found.iloc[0]) if len(found) else 0.0
 
 
 def _session_sections(session: _Session, *, many: bool) -> Iterator[tuple[str, str, str]]:
@@ -252,6 +259,16 @@ def _anatomy_files(session: _Session) -> tuple[_Session, dict[str, Volume]] | No
 
 def _alignment(session: _Session) -> str:
     parts = []
+    if session.has("acq-23Na_desc-recon_PDw.nii.gz", "acq-23Na_desc-head_mask.nii.gz"):
+        recon = session.volume("acq-23Na_desc-recon_PDw.nii.gz")
+        head = session.volume("acq-23Na_desc-head_mask.nii.gz", "1")
+        parts.append(
+            session.show(
+                "desc-head_mask",
+                "Outline of the head from the registered proton image on the sodium image.",
+                lambda: figures.montage([("sodium", recon)], outlines={"head": head}, unit="signal (a.u.)", focus=head),
+            )
+        )
     anatomy = _anatomy_files(session)
     if anatomy is not None and session.has("acq-23Na_space-T1w_TSCmap.nii.gz"):
         where, labels = anatomy

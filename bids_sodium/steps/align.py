@@ -209,8 +209,19 @@ def _first(image: Volume) -> Volume:
 
 
 def _measure(record: Record, name: str, found: Registration) -> None:
-    record.measure(f"registration_metric_{name}", found.metric, note="final value of the metric; lower is better")
+    record.measure(
+        f"registration_metric_{name}",
+        found.metric,
+        note="share of the variance of the fixed image left unexplained; lower is better",
+    )
     record.measure(f"registration_converged_{name}", float(found.converged))
+    if np.isfinite(found.target_error_mm):
+        record.measure(
+            f"registration_target_error_{name}",
+            found.target_error_mm,
+            "mm",
+            note="standard error of the place of a point of the brain, block jackknife",
+        )
     if np.isfinite(found.inverse_consistency_mm):
         record.measure(
             f"registration_inverse_consistency_{name}",

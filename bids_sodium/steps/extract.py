@@ -112,6 +112,8 @@ def run(files: Files, params: Params) -> None:
     record = Record()
     for what, reason in params.omissions:
         record.omit(what, reason)
+    if params.onset_to_scan_h is not None:
+        record.measure("onset_to_scan", params.onset_to_scan_h, "h", note="from the sessions table")
     known = {step: read_record(path) for step, path in files.records}
     if files.tsc is not None:
         tsc = read_volume(files.tsc, unit="mmol/L")

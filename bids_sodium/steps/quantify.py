@@ -24,6 +24,7 @@ from bids_sodium.image import diffusion
 from bids_sodium.image.calibration import (
     CalibrationParams,
     VialSignals,
+    candidate_vials,
     find_vials,
     fit_scale,
     measure_vials,
@@ -196,12 +197,14 @@ def run(files: Files, params: Params) -> None:
     known = read_record(files.reconstruct_record).values
     magnitude = read_volume(files.magnitude)
     sigma = float(known["sigma"])
-    denoised = denoise(magnitude, params.denoising, sigma=sigma)
-    clean = denoised.image if denoised.floor_removed else correct_noise_floor(denoised.image, sigma)
+    has_floor = not known["floor_removed"]
+    denoising = params.denoising if has_floor else replace(params.denoising, rician=False)
+    denoised = denoise(magnitude, denoising, sigma=sigma)
+    clean = denoised.image if denoised.floor_removed or not has_floor else correct_noise_floor(denoised.image, sigma)
     vials = phantoms(params.metadata, params.calibration, where=files.magnitude.name)
     calibration = replace(params.calibration, vial_mmol_l=tuple(vial.mmol_l for vial in vials))
     raised, ceiling = _raised(magnitude, known)
-    masks, how = _vial_masks(files, raised, vials, calibration, ceiling)
+    masks, how = _vial_masks(files, raised, vials, calibration, ceiling, record)
     fwhm_mm = float(known["fwhm_mm"])
     correlation = max(1.0, fwhm_mm**3 / float(np.prod(magnitude.grid.voxel_mm)))
     measured = [
@@ -211,6 +214,7 @@ def run(files: Files, params: Params) -> None:
             calibration,
             sigma=sigma,
             saturation=ceiling,
+            magnitude=has_floor,
             correlation_voxels=correlation,
             inner_radius_mm=vial.inner_radius_mm,
             fwhm_mm=None if vial.inner_radius_mm is None else fwhm_mm,
@@ -370,7 +374,12 @@ def _raised(image: Volume, known: Mapping[str, Any]) -> tuple[Volume, float | No
 
 
 def _vial_masks(
-    files: Files, image: Volume, vials: list[Phantom], calibration: CalibrationParams, ceiling: float | None
+    files: Files,
+    image: Volume,
+    vials: list[Phantom],
+    calibration: CalibrationParams,
+    ceiling: float | None,
+    record: Record,
 ) -> tuple[list[NDArray[np.bool_]], str]:
     given = dict(files.vials)
     if not given:

@@ -20,7 +20,7 @@ from bids_sodium.core.constants import relaxation_of
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import DataError
 from bids_sodium.image.calibration import ReceiveParams, receive_ratio
-from bids_sodium.image.denoising import background_sigma
+from bids_sodium.image.denoising import background_noise, correct_noise_floor
 from bids_sodium.recon.psf import point_spread
 from bids_sodium.recon.solvers import ReconstructionParams, phase_corrected_real, reconstruct
 from bids_sodium.steps.outputs import save_image
@@ -132,6 +132,7 @@ def _from_kspace(files: Files, params: Params, record: Record) -> None:
     record.values |= {
         "sigma": solution.sigma,
         "source": "kspace",
+        "floor_removed": False,
         "fwhm_mm": spreads["NAWM"]["FWHM"],
         "n_coils": kspace.n_coils,
         **stated,
@@ -187,11 +188,17 @@ def _from_image(files: Files, params: Params, record: Record) -> None:
         count = int((raw.data >= saturation).sum())
         record.measure("saturated_voxels", count, note=f"voxels at the ceiling {saturation:g} of the stored integers")
         record.values["saturation"] = saturation
+    # Noise and its floor are those of the image as stored: dividing it blows up the noise of the air.
+    noise = background_noise(image, order=None if files.reference is not None else 1)
+    sigma = noise.sigma
     data = np.asarray(image.data, dtype=np.float32)
     if files.reference is not None:
         reference = read_volume(files.reference)
         sources.append(files.reference)
         ratio = receive_ratio(image, reference, params.receive)
+        data = np.asarray(correct_noise_floor(image, noise.sigma, order=noise.order).data, dtype=np.float32)
+        sigma /= float(np.median(ratio[data > np.percentile(data, 80)]))
+        record.measure("noise_channels", noise.order, note="effective number combined by root sum of squares")
         clipped = None if saturation is None else np.asarray(raw.data >= saturation)
         data = (data / ratio).astype(np.float32)
         low, middle, high = np.percentile(ratio, [5, 50, 95])
@@ -200,12 +207,18 @@ def _from_image(files: Files, params: Params, record: Record) -> None:
             record.values["clipped"] = np.argwhere(clipped).tolist()
     elif saturation is not None:
         record.values["clipped"] = np.argwhere(np.asarray(raw.data >= saturation)).tolist()
-    sigma = background_sigma(Volume(data, image.grid))
     fwhm_mm = float(np.mean(image.grid.voxel_mm) * 1.59)
     record.measure("noise_sigma", sigma, "a.u.", note="from the background of the image; k-space would be exact")
     record.measure("psf_fwhm_nominal", fwhm_mm, "mm", note="1.59 x voxel size: no k-space, so the protocol is assumed")
     record.omit("partial-volume correction with the acquisition as the model", "no k-space of the sodium scan")
-    record.values |= {"sigma": sigma, "source": "image", "fwhm_mm": fwhm_mm, "n_coils": 1, **stated}
+    record.values |= {
+        "sigma": sigma,
+        "source": "image",
+        "floor_removed": files.reference is not None,
+        "fwhm_mm": fwhm_mm,
+        "n_coils": 1,
+        **stated,
+    }
     save_image(
         files.magnitude,
         Volume(data, image.grid),

@@ -58,7 +58,7 @@ def test_reports_hold_no_script_and_load_nothing(demo: Any) -> None:
 def test_cohort_tables_hold_an_analysis_each(demo: Any, study: str) -> None:
     folder = demo.folder / f"cohort-{study}" / "derivatives"
     expected = {
-        "stroke": {"regions", "evolution", "volumes", "correlations", "prediction", "exclusions"},
+        "stroke": {"regions", "sigmoid", "adc", "volumes", "correlations", "prediction", "exclusions"},
         "ms": {"table1", "table2", "comparisons", "lesions", "univariable", "regressions"},
     }[study]
     there = {path.stem.removeprefix("group_") for path in folder.glob("group_*.tsv")}
