@@ -388,6 +388,9 @@ def _vial_masks(
             found = find_vials(image, head, calibration, saturation=ceiling)
         except EstimationError as error:
             raise EstimationError(error.what, where=files.magnitude.name, hint=error.hint) from error
+        seen = len(candidate_vials(image, head, calibration, saturation=ceiling))
+        note = "" if seen <= len(vials) else "more than there are concentrations: check the picture or give vial masks"
+        record.measure("vial_candidates", seen, note=note)
         return [vial.mask for vial in found], "found automatically"
     missing = [vial.label for vial in vials if vial.label not in given]
     if missing:

@@ -42,11 +42,11 @@ def study(demo: Any) -> Any:
 
 @pytest.fixture
 def copy(study: Any) -> Iterator[Path]:
-    """Return a copy of the output, beside it, that a test may change."""
-    place = study.output.with_name("copy")
+    """Return a copy of the output, under the same name elsewhere, that a test may change."""
+    place = study.output.parent / "copy" / study.output.name
     shutil.copytree(study.output, place)
     yield place
-    shutil.rmtree(place)
+    shutil.rmtree(place.parent)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
