@@ -129,9 +129,9 @@ def test_the_readme_has_two_set_up_commands_and_ci_runs_the_second(repository: P
     assert "bids-sodium-demo" in commands[0]
     assert "pytest" in commands[1]
     # As .ci/run takes it from the page.
-    script = "sed -n '/<!-- tests -->/,/```$/{/^python3/p}' README.md"
-    assert script in (repository / ".ci" / "run").read_text()
-    done = subprocess.run(["sh", "-c", script], cwd=repository, capture_output=True, text=True, check=True)
+    taken = re.search(r"^test_command=\$\((.+)\)$", (repository / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    assert taken is not None
+    done = subprocess.run(["bash", "-c", taken[1]], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [commands[1]]
 
 
