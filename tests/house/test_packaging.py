@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -124,7 +126,31 @@ def descriptor() -> dict[str, Any]:
     return json.loads((ROOT / "boutiques.json").read_text(encoding="utf-8"))
 
 
-def test_boutiques_names_this_version_and_every_exit_code(descriptor: dict[str, Any]) -> None:
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tools_boutiques", ROOT / "tools" / "boutiques.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_boutiques_is_what_the_parser_says(descriptor: dict[str, Any]) -> None:
+    assert descriptor == generator().descriptor(), "python tools/boutiques.py > boutiques.json"
+
+
+def test_boutiques_has_every_flag_and_no_other(descriptor: dict[str, Any]) -> None:
+    actions = {action.dest: action for action in build_parser()._actions if action.dest not in ANSWER_AND_LEAVE}
+    inputs = {entry["id"]: entry for entry in descriptor["inputs"]}
+    assert inputs.keys() == actions.keys()
+    for name, action in actions.items():
+        entry = inputs[name]
+        assert entry.get("command-line-flag") in (action.option_strings or [None])
+        assert entry.get("optional", False) is bool(action.option_strings)
+        assert entry.get("list", False) is (action.nargs == "+")
+        assert entry.get("value-choices") == (list(action.choices) if action.choices else None)
+        assert (entry["type"] == "Flag") is (action.nargs == 0)
+        assert descriptor["command-line"].count(entry["value-key"]) == 1
     assert descriptor["tool-version"] == __version__
     assert descriptor["container-image"]["image"] == f"bids_sodium:{__version__}"
     assert {entry["code"] for entry in descriptor["error-codes"]} == {1, 2, 65, 69, 70, 75, 78, 130, 143}
@@ -164,6 +190,11 @@ def bosh(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_boutiques_is_valid(tmp_path: Path) -> None:
+    done = bosh("validate", ROOT / "boutiques.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "OK"), done.stderr
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("every", [False, True])
 def test_the_parser_understands_what_boutiques_writes(level: str, every: bool, tmp_path: Path) -> None:
@@ -187,6 +218,23 @@ def test_the_parser_understands_what_boutiques_writes(level: str, every: bool, t
         assert options.dry_run
 
 
+def test_boutiques_passes_the_exit_code_on(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = {"bids_dir": "empty", "output_dir": "out", "analysis_level": "participant"}
+    (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    done = bosh(
+        "exec",
+        "launch",
+        "--no-container",
+        "--skip-data-collection",
+        ROOT / "boutiques.json",
+        "asked.json",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 65, done.stdout + done.stderr
+    assert "the data cannot be used as they are" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_boutiques_launches_both_levels(level: str, demo: Any, tmp_path: Path) -> None:
@@ -196,7 +244,15 @@ def test_boutiques_launches_both_levels(level: str, demo: Any, tmp_path: Path) -
     asked: dict[str, Any] = {"bids_dir": str(study.bids), "output_dir": out, "analysis_level": level, "preset": "ms"}
     asked |= {"study": "ms"} if level == "group" else {"derivatives": [study.rois], "participant_label": ["01"]}
     (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    done = bosh("exec", "launch", "--no-container", ROOT / "boutiques.json", "asked.json", cwd=tmp_path)
+    done = bosh(
+        "exec",
+        "launch",
+        "--no-container",
+        "--skip-data-collection",
+        ROOT / "boutiques.json",
+        "asked.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = "group.html (group_report" if level == "group" else "sub-01.html (participant_reports"
     assert f"{out}/{report}" in done.stdout

@@ -30,9 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _errors(study: tuple[Path, Path], method: str) -> pd.DataFrame:
     data, out = study
     truth = read_table(data / "derivatives" / "truth" / "truth_tissue.tsv").set_index(["participant_id", "tissue"])
-    found = pd.concat(
-        read_table(out / person / "anat" / f"{person}_acq-23Na_desc-tissue_tsc.tsv") for person in PEOPLE
-    )
+    found = pd.concat(read_table(out / person / "anat" / f"{person}_acq-23Na_desc-tissue_tsc.tsv") for person in PEOPLE)
     found = found[found["method"] == method].set_index(["participant_id", "tissue"])
     shared = found.index.intersection(truth.index)
     return pd.DataFrame({"error": found.loc[shared, "tsc_mmol_l"] - truth.loc[shared, "tsc_mmol_l"]}).reset_index()
@@ -52,7 +50,9 @@ def test_csf_is_estimated_near_truth(study: tuple[Path, Path]) -> None:
 
 
 def test_without_correction_csf_spoils_cortex(study: tuple[Path, Path]) -> None:
-    raw, corrected = (_errors(study, method).set_index(["participant_id", "tissue"])["error"] for method in ("raw", "glm"))
+    raw, corrected = (
+        _errors(study, method).set_index(["participant_id", "tissue"])["error"] for method in ("raw", "glm")
+    )
     for person in PEOPLE:
         assert raw[person, "CGM"] > 3.0
         assert abs(corrected[person, "CGM"]) < abs(raw[person, "CGM"])

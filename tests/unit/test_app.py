@@ -1,0 +1,177 @@
+"""The app between command line and files: who is chosen, how a run is concluded, and the group level on tables."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_sodium import app
+from bids_sodium.bidsio.gather import write_group_table
+from bids_sodium.bidsio.layout import Dataset, Session
+from bids_sodium.cli import configure, parse
+from bids_sodium.core.errors import ConfigError, DataError, EstimationError, LockedError, SodiumError
+from bids_sodium.core.tables import GROUP_RESULT
+from bids_sodium.engine.executors import Outcome, Report
+from bids_sodium.engine.locks import output_lock
+from bids_sodium.engine.tasks import Task
+from bids_sodium.simulate.cohort import stroke_cohort
+
+
+def nothing(files: Any, params: Any) -> None:
+    """Do nothing."""
+
+
+def outcome(unit: str, status: str, error: SodiumError | None = None) -> Outcome:
+    task = Task(name="step", unit=unit, group=unit.partition("_")[0], function=nothing)
+    code = 0 if error is None else error.exit_code
+    return Outcome(task=task, status=status, message=str(error or ""), exit_code=code)  # type: ignore[arg-type]
+
+
+def dataset(*sessions: Session) -> Dataset:
+    return Dataset(root=Path("bids"), derivatives={}, sessions=sessions)
+
+
+# ---- who --------------------------------------------------------------------------------------------------------
+
+
+def chosen(words: str, tmp_path: Path, table: str = "") -> list[str] | None:
+    (tmp_path / "list.tsv").write_text(table)
+    return app._chosen(parse([*words.format(tmp_path).split(), "--", "bids", "out", "participant"]))
+
+
+def test_participants_come_from_options_and_tables(tmp_path: Path) -> None:
+    table = "participant_id\tage\nsub-03\t40\nsub-04\t50\n"
+    assert chosen("", tmp_path) is None
+    assert chosen("--participant-label 01 sub-02", tmp_path) == ["01", "02"]
+    assert chosen("--participants {}/list.tsv", tmp_path, table) == ["sub-03", "sub-04"]
+    assert chosen("--participants {}/list.tsv --participant-label 01", tmp_path, table) == ["01", "sub-03", "sub-04"]
+
+
+def test_a_list_without_participants_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"list\.tsv: no column participant_id, found subject"):
+        chosen("--participants {}/list.tsv", tmp_path, "subject\n01\n")
+
+
+# ---- how a run ends ---------------------------------------------------------------------------------------------
+
+
+BROKEN = Session(participant_id="sub-02", problem=DataError("is broken", where="sub-02"))
+SOUND = Session(participant_id="sub-01")
+
+
+@pytest.mark.parametrize(
+    ("sessions", "outcomes", "expected"),
+    [
+        ([SOUND], [outcome("sub-01", "done")], 0),
+        ([SOUND], [outcome("sub-01", "skipped")], 0),
+        ([SOUND], [outcome("sub-01", "failed", EstimationError("cannot tell"))], 69),
+        ([SOUND, BROKEN], [outcome("sub-01", "done")], 1),
+        ([SOUND, BROKEN], [outcome("sub-01", "failed", EstimationError("cannot tell"))], 1),
+        ([BROKEN], [], 65),
+    ],
+    ids=["done", "nothing to do", "all failed alike", "one unreadable", "all failed differently", "all unreadable"],
+)
+def test_exit_code_of_a_run(
+    capsys: pytest.CaptureFixture[str], sessions: list[Session], outcomes: list[Outcome], expected: int
+) -> None:
+    data, report = dataset(*sessions), Report(outcomes=tuple(outcomes))
+    failures = app._failures(data, report)
+    assert app._conclude(data, report, failures, Path("out")) == expected
+    said = capsys.readouterr().err
+    assert f"{len(sessions) - len(failures)} of {len(sessions)} participants complete" in said
+    if BROKEN in sessions:
+        assert "sub-02: sub-02: is broken" in said
+
+
+def test_a_failure_is_listed_under_its_participant_with_step_and_message() -> None:
+    report = Report(outcomes=(outcome("sub-01_ses-a", "failed", DataError("is broken")), outcome("sub-03", "done")))
+    assert app._failures(dataset(SOUND, BROKEN), report) == {
+        "sub-02": [("sub-02", "input", "sub-02: is broken")],
+        "sub-01": [("sub-01_ses-a", "step", "is broken")],
+    }
+
+
+# ---- group level ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Return a folder that holds nothing but the table of a small stroke cohort."""
+    (tmp_path / "tables").mkdir()
+    write_group_table(tmp_path / "tables", stroke_cohort(np.random.default_rng(0), 6).table, {})
+    return tmp_path / "tables"
+
+
+@pytest.fixture
+def group(cohort: Path, tmp_path: Path) -> Callable[..., int]:
+    """Return a function that runs the group level on the cohort in this process."""
+
+    def start(*words: str) -> int:
+        options: argparse.Namespace = parse(
+            [str(cohort), str(tmp_path / "out"), "group", *words, "--set", "stroke.n_resamples=20"]
+        )
+        return app.run(options, configure(options))
+
+    return start
+
+
+def test_group_writes_tables_index_and_page(group: Callable[..., int], cohort: Path, tmp_path: Path) -> None:
+    assert group("--study", "stroke") == 0
+    out = tmp_path / "out"
+    index = json.loads((out / "group_analyses.json").read_text())
+    assert index["Study"] == "stroke"
+    for entry in index["Analyses"]:
+        path = out / f"group_{entry['Name']}.tsv"
+        assert path.exists() == (not entry["LeftOut"])
+        if not entry["LeftOut"]:
+            assert tuple(pd.read_csv(path, sep="\t").columns) == GROUP_RESULT.names
+            assert json.loads(path.with_suffix(".json").read_text())["Settings"]["n_resamples"] == 20
+        assert all((out / f"group_{entry['Name']}_{key}.tsv").is_file() for key in entry["Data"])
+    assert (out / "group.html").is_file()
+    assert list((out / ".bids_sodium" / "locks").glob("*.lock")) == []
+    assert sorted(path.name for path in cohort.iterdir()) == ["group_tsc.json", "group_tsc.tsv"]
+
+
+def test_group_is_the_same_each_time(group: Callable[..., int], tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        assert group("--study", "stroke") == 0
+        found.append({path.name: path.read_text() for path in (tmp_path / "out").glob("group_*.tsv")})
+    assert found[0] == found[1]
+
+
+def test_group_dry_run_writes_nothing(
+    group: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert group("--study", "stroke", "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("group\tstroke\t6 participants\t")
+    assert not (tmp_path / "out").exists()
+
+
+def test_group_needs_a_study(group: Callable[..., int]) -> None:
+    with pytest.raises(ConfigError, match="needs to know the study"):
+        group()
+
+
+def test_group_needs_the_whole_output(group: Callable[..., int], tmp_path: Path) -> None:
+    with (
+        output_lock(tmp_path / "out" / ".bids_sodium" / "locks", ["sub-01"]),
+        pytest.raises(LockedError, match="is working on sub-01"),
+    ):
+        group("--study", "stroke")
+
+
+def test_group_refuses_a_table_without_participants(group: Callable[..., int], cohort: Path) -> None:
+    (cohort / "group_tsc.tsv").write_text("subject\ttissue\n1\tCGM\n")
+    with pytest.raises(DataError, match=r"group_tsc\.tsv: missing column\(s\) participant_id"):
+        group("--study", "stroke")
+
+
+def test_boilerplate_only_writes_the_methods_text(group: Callable[..., int], tmp_path: Path) -> None:
+    assert group("--study", "stroke", "--boilerplate-only") == 0
+    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"CITATION.md", "CITATION.bib"}

@@ -1,0 +1,276 @@
+"""The plan is pure, whole and consistent: sessions and settings go in, tasks that can be run come out."""
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bids_sodium.bidsio.derivatives import Roots
+from bids_sodium.bidsio.layout import Scan, Session
+from bids_sodium.config import Config, load
+from bids_sodium.core.errors import DataError
+from bids_sodium.engine.tasks import Stamps, Task, in_order
+from bids_sodium.plan import participants, plan, reference_session
+
+RAW, OUT, WORK = Path("/no/where/bids"), Path("/no/where/out"), Path("/no/where/work")
+ROOTS = Roots(output=OUT, raw=RAW, derivatives=(("rois", RAW / "derivatives" / "rois"),))
+SODIUM = {"ResonantNucleus": "23Na", "EchoTime": 0.0003, "RepetitionTime": 0.12, "FlipAngle": 90}
+
+
+def scan(session: str, name: str, *, datatype: str = "anat", tree: str = "", **sidecar: Any) -> Scan:
+    """Return a scan that exists in name only."""
+    folder = RAW / tree / session.replace("_", "/") / datatype
+    stem, _, _ = name.partition(".")
+    *pairs, suffix = stem.split("_")
+    entities = dict(pair.split("-", 1) for pair in [*session.split("_"), *pairs])
+    return Scan(folder / f"{session}_{name}", {**entities, "suffix": suffix, "datatype": datatype}, sidecar)
+
+
+def ms(participant: str = "sub-01", **changes: Any) -> Session:
+    masks = {
+        label: (scan(participant, f"label-{label}_mask.nii.gz", tree="derivatives/rois"),)
+        for label in ("T2lesion", "T1hypo")
+    }
+    return replace(
+        Session(
+            participant_id=participant,
+            sodium=scan(participant, "acq-23Na_PDw.nii.gz", **SODIUM),
+            kspace=scan(participant, "acq-23Na_PDw.h5", tree="sourcedata", **SODIUM),
+            t1w=scan(participant, "T1w.nii.gz"),
+            anatomy=scan(participant, "T1w.nii.gz"),
+            flair=scan(participant, "FLAIR.nii.gz"),
+            pdt2_body=scan(participant, "acq-bodycoil_PDT2.nii.gz"),
+            pdt2_head=scan(participant, "acq-32ch_PDT2.nii.gz"),
+            masks=masks,
+        ),
+        **changes,
+    )
+
+
+def image_only(participant: str = "sub-01") -> Session:
+    return Session(participant_id=participant, sodium=scan(participant, "acq-23Na_PDw.nii.gz", **SODIUM))
+
+
+def visit(label: str, onset_h: float | None, *, late: bool = False, **changes: Any) -> Session:
+    session = f"sub-01_ses-{label}"
+    regions = ("necrosis",) if late else ("ionic", "cytotoxic")
+    masks = {
+        name: tuple(
+            scan(session, f"label-{name}_desc-rater{n}_mask.nii.gz", tree="derivatives/rois") for n in (1, 2)
+        )
+        for name in regions
+    }
+    dwi = replace(scan(session, "dwi.nii.gz", datatype="dwi"), bval=RAW / f"{session}_dwi.bval")
+    return replace(
+        Session(
+            participant_id="sub-01",
+            session_id=f"ses-{label}",
+            sodium=None if late else scan(session, "acq-23Na_PDw.nii.gz", **SODIUM),
+            kspace=None if late else scan(session, "acq-23Na_PDw.h5", tree="sourcedata", **SODIUM),
+            t1w=scan(session, "T1w.nii.gz"),
+            anatomy=scan(session, "T1w.nii.gz"),
+            dwi=None if late else dwi,
+            masks=masks,
+            onset_to_scan_h=onset_h,
+        ),
+        **changes,
+    )
+
+
+STROKE = (visit("acute", 8.0), visit("subacute", 40.0), visit("m3", 2160.0, late=True))
+CASES: Mapping[str, Sequence[Session]] = {
+    "ms": [ms()],
+    "ms without masks": [ms(masks={})],
+    "ms from an image": [ms(kspace=None)],
+    "ms with an array and a volume coil": [ms(kspace=None, sodium_reference=scan("sub-01", "acq-23NaVolume_PDw.nii.gz"))],
+    "ms without anatomy": [image_only()],
+    "ms without T1w": [ms(t1w=None, anatomy=scan("sub-01", "FLAIR.nii.gz"), masks={})],
+    "stroke": STROKE,
+    "stroke without the late visit": STROKE[:2],
+    "stroke with the scanner's ADC": [replace(STROKE[0], dwi=None, adc=scan("sub-01_ses-acute", "ADC.nii.gz"))],
+    "no sodium": [ms(sodium=None, kspace=None)],
+    "two participants": [ms("sub-01"), ms("sub-02")],
+}
+
+
+def tasks_of(sessions: Sequence[Session], config: Config | None = None) -> tuple[Task, ...]:
+    return plan(sessions, config or Config(), ROOTS, WORK)
+
+
+def steps(tasks: Sequence[Task], unit: str) -> list[str]:
+    return [task.name for task in tasks if task.unit == unit]
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def tasks(request: pytest.FixtureRequest) -> tuple[Task, ...]:
+    return tasks_of(request.param)
+
+
+# ---- laws of every plan -----------------------------------------------------------------------------------------
+
+
+def ancestors(task: Task, by_id: Mapping[str, Task]) -> Iterator[str]:
+    for name in task.after:
+        yield name
+        yield from ancestors(by_id[name], by_id)
+
+
+def test_whoever_reads_an_output_waits_for_its_maker(tasks: tuple[Task, ...]) -> None:
+    by_id = {task.id: task for task in tasks}
+    maker = {path: task.id for task in tasks for path in task.outputs}
+    for task in tasks:
+        before = set(ancestors(task, by_id))
+        for path in task.inputs:
+            assert path not in maker or maker[path] in before, (task.id, path.name)
+
+
+def test_what_nobody_makes_is_input_and_what_is_made_is_not(tasks: tuple[Task, ...]) -> None:
+    made = {path for task in tasks for path in task.outputs}
+    for task in tasks:
+        assert task.outputs
+        assert not set(task.inputs) & set(task.outputs)
+        for path in task.inputs:
+            assert (path in made) != path.is_relative_to(RAW), (task.id, path)
+    assert all(path.is_relative_to(OUT) or path.is_relative_to(WORK) for path in made)
+
+
+def test_a_plan_is_in_order_and_can_be_sent_to_another_process(tasks: tuple[Task, ...]) -> None:
+    assert [task.id for task in in_order(tasks)] == [task.id for task in tasks]
+    for task in tasks:
+        assert pickle.loads(pickle.dumps(task)).id == task.id  # noqa: S301 - our own bytes
+
+
+def test_every_session_ends_with_its_tables(tasks: tuple[Task, ...]) -> None:
+    for unit in dict.fromkeys(task.unit for task in tasks):
+        assert steps(tasks, unit)[-1] == "extract"
+        (last,) = (task for task in tasks if task.id == f"{unit}.extract")
+        assert any(path.name.endswith("_acq-23Na_desc-qc_tsc.tsv") for path in last.outputs)
+
+
+def test_equal_input_makes_equal_plans() -> None:
+    for sessions in CASES.values():
+        one, two = tasks_of(sessions), tasks_of(sessions)
+        assert [(t.id, t.inputs, t.outputs, t.params) for t in one] == [(t.id, t.inputs, t.outputs, t.params) for t in two]
+
+
+# ---- which steps ------------------------------------------------------------------------------------------------
+
+
+def test_one_visit_has_every_step_once() -> None:
+    assert sorted(steps(tasks_of([ms()]), "sub-01")) == sorted(
+        ["template", "reconstruct", "align", "parcellate", "quantify", "extract"]
+    )
+
+
+def test_three_visits_share_one_anatomy() -> None:
+    tasks = tasks_of(STROKE)
+    assert set(steps(tasks, "sub-01_ses-m3")) == {"template", "parcellate", "extract"}
+    for unit in ("sub-01_ses-acute", "sub-01_ses-subacute"):
+        assert set(steps(tasks, unit)) == {"reconstruct", "diffusion", "align", "quantify", "extract"}
+    (template,) = (task for task in tasks if task.name == "template")
+    assert template.files.t1w == STROKE[2].t1w.path  # type: ignore[union-attr]
+    (early,) = (task for task in tasks if task.id == "sub-01_ses-acute.extract")
+    assert {name for name, _ in early.files.regions} == {"ionic", "cytotoxic", "necrosis"}
+
+
+def test_without_any_proton_image_the_image_is_still_calibrated() -> None:
+    tasks = tasks_of([image_only()])
+    assert steps(tasks, "sub-01") == ["reconstruct", "quantify", "extract"]
+    reasons = dict(tasks[-1].params.omissions)
+    assert reasons["registration of the sodium image"] == "the session has no proton image"
+    assert tasks[-1].files.tissue_table is None
+
+
+def test_without_sodium_only_the_anatomy_is_made() -> None:
+    tasks = tasks_of([ms(sodium=None, kspace=None)])
+    assert not {"reconstruct", "quantify"} & set(steps(tasks, "sub-01"))
+    assert "the session has no sodium scan" in dict(tasks[-1].params.omissions).values()
+
+
+def test_a_given_adc_is_not_fitted_again() -> None:
+    tasks = tasks_of(CASES["stroke with the scanner's ADC"])
+    assert "diffusion" not in steps(tasks, "sub-01_ses-acute")
+    assert tasks[-1].files.adc == scan("sub-01_ses-acute", "ADC.nii.gz").path
+
+
+def test_raw_data_go_before_the_image() -> None:
+    for session, kspace, image in ((ms(), True, False), (ms(kspace=None), False, True)):
+        (task,) = (task for task in tasks_of([session]) if task.name == "reconstruct")
+        assert (task.files.kspace is not None, task.files.image is not None) == (kspace, image)
+
+
+def test_the_sodium_image_goes_through_the_body_coil_and_the_head_coil_to_the_t1w_image() -> None:
+    (task,) = (task for task in tasks_of([ms()]) if task.name == "align")
+    assert {link.name: link.to for link in task.files.links} == {
+        "PDT2head": "anatomy",
+        "PDT2body": "PDT2head",
+        "23Na": "PDT2body",
+    }
+
+
+def test_a_session_with_a_problem_is_passed_over_and_the_others_go_on() -> None:
+    bad = ms("sub-02", problem=DataError("is broken"))
+    assert {task.group for task in tasks_of([ms("sub-01"), bad, ms("sub-03")])} == {"sub-01", "sub-03"}
+    assert list(participants([ms("sub-01"), bad])) == ["sub-01"]
+
+
+# ---- the anatomy ------------------------------------------------------------------------------------------------
+
+
+def test_the_anatomy_is_that_of_the_latest_visit() -> None:
+    assert reference_session(STROKE) is STROKE[2]
+    assert reference_session([STROKE[2], STROKE[0]]) is STROKE[2]
+
+
+def test_without_times_the_anatomy_is_that_of_the_first_visit() -> None:
+    first, second = (visit(name, None) for name in ("a", "b"))
+    assert reference_session([first, second]) is first
+
+
+def test_a_visit_without_a_t1w_image_is_no_anatomy() -> None:
+    assert reference_session([STROKE[0], replace(STROKE[2], t1w=None)]) is STROKE[0]
+    assert reference_session([image_only()]) is None
+
+
+# ---- settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("reconstruction.iterations=9", {"reconstruct", "quantify", "extract"}),
+        ("receive.fwhm_mm=9.0", {"reconstruct"}),
+        ("denoising.method=off", {"quantify"}),
+        ("calibration.line=intercept", {"quantify"}),
+        ("diffusion.same_shell_s_mm2=10.0", {"diffusion"}),
+        ("registration.iterations=3", {"align", "template"}),
+        ("partialvolume.csf_mmol_l=120.0", {"extract"}),
+        ("regions.minimum_ml=2.0", {"parcellate", "extract"}),
+        ("run.random_seed=3", {"parcellate"}),
+        ("run.n_procs=3", set()),
+        ("stroke.n_resamples=5", set()),
+    ],
+)
+def test_a_setting_enters_the_steps_that_use_it_and_no_other(setting: str, expected: set[str]) -> None:
+    changed = {
+        before.name
+        for before, after in zip(tasks_of(STROKE), tasks_of(STROKE, load(settings=[setting])), strict=True)
+        if before.params != after.params
+    }
+    assert changed == expected
+
+
+def test_keys_do_not_depend_on_where_the_folders_lie(tmp_path: Path) -> None:
+    keys = []
+    for place in ("one", "two"):
+        roots = Roots(output=tmp_path / place / "out", raw=tmp_path / place / "bids")
+        image = tmp_path / place / "bids" / "sub-01_acq-23Na_PDw.nii.gz"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"the same")
+        session = replace(image_only(), sodium=replace(image_only().sodium, path=image))  # type: ignore[type-var]
+        (task, *_) = plan([session], Config(), roots, tmp_path / place / "work")
+        keys.append(Stamps(tmp_path / place / "stamps").key(task))
+    assert keys[0] == keys[1]
