@@ -318,7 +318,12 @@ class _Participant:
             session,
             quantify.run,
             files,
-            quantify.Params(denoising=self.config.denoising, calibration=self.config.calibration, metadata=metadata),
+            quantify.Params(
+                denoising=self.config.denoising,
+                calibration=self.config.calibration,
+                reconstruction=self.config.reconstruction,
+                metadata=metadata,
+            ),
             version=quantify.VERSION,
             outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.record),
             after=[f"{session.unit}.reconstruct", *([f"{session.unit}.align"] if has_head else [])],

@@ -478,6 +478,9 @@ def write_table(
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     others = [name for name in frame.columns if name not in schema.names]
     frame = frame.reindex(columns=[*schema.names, *others])
+    # BIDS knows no empty cells.
+    for name in frame.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]]:
+        frame[name] = frame[name].where(frame[name] != "")
     text = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n")
     entries: dict[str, Any] = {"Description": schema.description, **(sidecar or {}), **schema.sidecar()}
     for name in others:

@@ -77,6 +77,21 @@ def _axial(volume: Volume) -> tuple[NDArray[np.generic], tuple[float, float, flo
     return data, (x, y, z)
 
 
+def _frame(plane: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Return the box around what is seen in any section, a little larger."""
+    box = []
+    for axis in (0, 1):
+        places = np.flatnonzero(plane.any(axis=1 - axis))
+        first, last = (int(places[0]), int(places[-1]) + 1) if places.size else (0, plane.shape[axis])
+        margin = max(1, round(0.03 * (last - first)))
+        box.append(slice(max(0, first - margin), min(plane.shape[axis], last + margin)))
+    return box[0], box[1]
+
+
+def _extent(side: slice) -> int:
+    return int(side.stop - side.start)
+
+
 def montage(
     rows: Sequence[tuple[str, Volume]],
     *,
@@ -115,22 +130,19 @@ def montage(
         The picture.
     """
     first, size = _axial(rows[0][1])
-    seen = (
-        np.asarray(_axial(focus)[0]) > 0
-        if focus is not None
-        else np.abs(first) > 0.15 * np.percentile(np.abs(first), 99.7)
-    )
+    signal = np.abs(np.nan_to_num(np.asarray(first, dtype=np.float64)))
+    signal = signal > 0.1 * np.percentile(signal, 99.7)
+    seen = np.asarray(_axial(focus)[0]) > 0 if focus is not None else signal
     levels = np.flatnonzero(seen.any(axis=(0, 1)))
     low, high = (int(levels[0]), int(levels[-1])) if levels.size else (0, first.shape[2] - 1)
-    margin = 0.0 if focus is not None else 0.08
-    sections = np.unique(
-        np.linspace(low + margin * (high - low), high - margin * (high - low), n_sections).round().astype(int)
-    )
+    margin = 0.08 * (high - low)  # the outermost sections show next to nothing
+    sections = np.unique(np.linspace(low + margin, high - margin, n_sections).round().astype(int))
+    frame = _frame((seen | signal)[:, :, sections].any(axis=2))
     aspect = size[1] / size[0]
     cell = 1.55
     figure, axes = _figure(
         cell * len(sections) + 1.1,
-        cell * aspect * first.shape[1] / first.shape[0] * len(rows) + 0.45,
+        cell * aspect * _extent(frame[1]) / _extent(frame[0]) * len(rows) + 0.45,
         len(rows),
         len(sections),
         squeeze=False,
@@ -142,7 +154,7 @@ def montage(
         picture = None
         for column, (axis, z) in enumerate(zip(line, sections, strict=True)):
             picture = axis.imshow(
-                data[:, :, z].T,
+                data[*frame, z].T,
                 origin="lower",
                 cmap=colours,
                 vmin=shown[0],
@@ -151,7 +163,7 @@ def montage(
                 interpolation="nearest",
             )
             for colour, mask in zip(palette, (outlines or {}).values(), strict=False):
-                inside = np.asarray(_axial(mask)[0])[:, :, z].T > 0.5
+                inside = np.asarray(_axial(mask)[0])[*frame, z].T > 0.5
                 if inside.any() and not inside.all():
                     axis.contour(inside, levels=[0.5], colors=[colour], linewidths=0.8)
             axis.set_xticks([])

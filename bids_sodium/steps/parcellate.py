@@ -185,6 +185,8 @@ def run(files: Files, params: Params) -> None:
     stack = np.stack([fractions[name] for name in names])
     inside = stack.sum(0) > 0.5
     labels[inside] = np.array([LABELS[name] for name in names], dtype=np.int16)[stack.argmax(0)[inside]]
+    # Image and table share one sidecar; the image writes it last, with the table's columns in it.
+    write_table(files.dseg_table, [{"index": LABELS[name], "name": name} for name in LABELS], _DSEG)
     save_image(
         files.dseg,
         t1w.with_data(labels, unit="1"),
@@ -193,8 +195,8 @@ def run(files: Files, params: Params) -> None:
         sources=sources,
         dtype=np.int16,
         kind="dseg",
+        extra=_DSEG.sidecar(),
     )
-    write_table(files.dseg_table, [{"index": LABELS[name], "name": name} for name in LABELS], _DSEG)
     volume = {name: float(data.sum()) * t1w.grid.voxel_ml for name, data in fractions.items()}
     for name, value in volume.items():
         record.measure(f"volume_{name}", value, "mL", note="sum of the fractions")

@@ -120,8 +120,6 @@ def test_sidecars_say_what_from_what_and_in_which_unit(study: Any) -> None:
         table = path.name.endswith("_tsc.json")
         assert table or content["Description"], path
         assert table or content["SoftwareVersions"].startswith("bids_sodium "), path
-        if path.name.endswith("_dseg.json") and "Sources" not in content:
-            continue
         assert content["Sources"], path
         for uri in content["Sources"]:
             scheme, name, place = uri.split(":", 2)
@@ -253,9 +251,7 @@ def test_a_changed_parameter_runs_only_what_depends_on_it(
     changed = {name for name in before if "/anat/" in name and after.get(name) != before[name]}
     assert "sub-01/anat/sub-01_acq-23Na_desc-tissue_tsc.tsv" in changed
     table = [rows_of(folder / "sub-01/anat/sub-01_acq-23Na_desc-tissue_tsc.tsv") for folder in (study.output, copy)]
-    differ = {
-        row["method"] for row, other in zip(*table, strict=True) if row["tsc_mmol_l"] != other["tsc_mmol_l"]
-    }
+    differ = {row["method"] for row, other in zip(*table, strict=True) if row["tsc_mmol_l"] != other["tsc_mmol_l"]}
     assert differ == {"csf"}
     assert contents(study.bids) == raw
 

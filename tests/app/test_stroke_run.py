@@ -124,7 +124,9 @@ def test_tables_have_the_columns_of_their_schema(study: Any) -> None:
 
 
 def test_time_since_onset_is_that_of_the_sessions_table(study: Any) -> None:
-    given = {row["session_id"]: float(row["onset_to_scan_h"]) for row in rows_of(study.bids / "sub-01/sub-01_sessions.tsv")}
+    given = {
+        row["session_id"]: float(row["onset_to_scan_h"]) for row in rows_of(study.bids / "sub-01/sub-01_sessions.tsv")
+    }
     for session in EARLY:
         found = {float(row["onset_to_scan_h"]) for row in rows_of(anat(study, session, "acq-23Na_desc-roi_tsc.tsv"))}
         assert found == {given[session]}

@@ -117,9 +117,10 @@ def test_the_version_is_said_once_and_repeated_truly(repository: Path) -> None:
     assert f"\nversion: {__version__}\n" in (repository / "CITATION.cff").read_text()
     assert f'"tool-version": "{__version__}"' in (repository / "boutiques.json").read_text()
     assert re.findall(r"^ARG VERSION=(.+)$", (repository / "Dockerfile").read_text(), re.MULTILINE) == [__version__]
-    assert __version__ in (repository / "CHANGELOG.md").read_text() or "Unreleased" in (
-        repository / "CHANGELOG.md"
-    ).read_text()
+    assert (
+        __version__ in (repository / "CHANGELOG.md").read_text()
+        or "Unreleased" in (repository / "CHANGELOG.md").read_text()
+    )
 
 
 def test_the_readme_has_two_set_up_commands_and_ci_runs_the_second(repository: Path) -> None:

@@ -58,9 +58,7 @@ def visit(label: str, onset_h: float | None, *, late: bool = False, **changes: A
     session = f"sub-01_ses-{label}"
     regions = ("necrosis",) if late else ("ionic", "cytotoxic")
     masks = {
-        name: tuple(
-            scan(session, f"label-{name}_desc-rater{n}_mask.nii.gz", tree="derivatives/rois") for n in (1, 2)
-        )
+        name: tuple(scan(session, f"label-{name}_desc-rater{n}_mask.nii.gz", tree="derivatives/rois") for n in (1, 2))
         for name in regions
     }
     dwi = replace(scan(session, "dwi.nii.gz", datatype="dwi"), bval=RAW / f"{session}_dwi.bval")
@@ -85,7 +83,9 @@ CASES: Mapping[str, Sequence[Session]] = {
     "ms": [ms()],
     "ms without masks": [ms(masks={})],
     "ms from an image": [ms(kspace=None)],
-    "ms with an array and a volume coil": [ms(kspace=None, sodium_reference=scan("sub-01", "acq-23NaVolume_PDw.nii.gz"))],
+    "ms with an array and a volume coil": [
+        ms(kspace=None, sodium_reference=scan("sub-01", "acq-23NaVolume_PDw.nii.gz"))
+    ],
     "ms without anatomy": [image_only()],
     "ms without T1w": [ms(t1w=None, anatomy=scan("sub-01", "FLAIR.nii.gz"), masks={})],
     "stroke": STROKE,
@@ -153,7 +153,9 @@ def test_every_session_ends_with_its_tables(tasks: tuple[Task, ...]) -> None:
 def test_equal_input_makes_equal_plans() -> None:
     for sessions in CASES.values():
         one, two = tasks_of(sessions), tasks_of(sessions)
-        assert [(t.id, t.inputs, t.outputs, t.params) for t in one] == [(t.id, t.inputs, t.outputs, t.params) for t in two]
+        assert [(t.id, t.inputs, t.outputs, t.params) for t in one] == [
+            (t.id, t.inputs, t.outputs, t.params) for t in two
+        ]
 
 
 # ---- which steps ------------------------------------------------------------------------------------------------
