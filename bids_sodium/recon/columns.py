@@ -21,7 +21,7 @@ from bids_sodium.recon.nufft import Nufft
 from bids_sodium.recon.psf import PointSpread
 from bids_sodium.recon.solvers import Linear, ReconstructionParams
 
-__all__ = ["Columns", "mtf_columns", "operator_columns"]
+__all__ = ["Columns", "cylinder_column", "mtf_columns", "operator_columns"]
 
 _FORWARD_ACCURACY = 1e-4
 
@@ -117,6 +117,74 @@ def operator_columns(
         if keep_samples:
             kept.append(samples)
     return Columns(names, images, np.stack(kept).astype(np.complex64, copy=False) if keep_samples else None)
+
+
+def cylinder_column(
+    grid: Grid,
+    trajectory: Trajectory,
+    decay: Decay,
+    params: ReconstructionParams | None = None,
+    *,
+    centre_mm: NDArray[np.floating],
+    axis: NDArray[np.floating],
+    radius_mm: float,
+    length_mm: float,
+    te_ms: float = 0.0,
+    operator: Linear | None = None,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Put a uniform cylinder, such as a calibration vial, through an acquisition and its reconstruction.
+
+    Its k-space is exact, ``2 pi a^2 L J1(x) / x sinc(L k_u) exp(-2 pi i k c)`` with ``x = 2 pi a k_perp`` and ``k_u``
+    along its axis: a cylinder on a lattice has soft edges, which read vials 2 % too high.
+
+    Parameters
+    ----------
+    grid : Grid
+        Grid of the sodium image.
+    trajectory : Trajectory
+        The scan's.
+    decay : Decay
+        Transverse decay of the gel.
+    params : ReconstructionParams, optional
+        Those of the image.
+    centre_mm, axis : (3,) ndarray
+        Centre in the world (RAS+, mm) and direction.
+    radius_mm, length_mm : float
+        Inner radius and length.
+    te_ms, operator, threads
+        As for `operator_columns`.
+
+    Returns
+    -------
+    (nx, ny, nz) float32 ndarray
+        Real part of its image at a signal of one.
+
+    Examples
+    --------
+    >>> from bids_sodium.core.constants import AGAR
+    >>> from bids_sodium.recon.trajectory import density_adapted_radial
+    >>> spokes = density_adapted_radial(1500, 128, gradient_mt_m=1.5, readout_ms=20.0, voxel_mm=8.0)
+    >>> lattice = Grid.centred((32, 32, 32), 8.0)
+    >>> place = {"centre_mm": np.zeros(3), "axis": np.array([0.0, 0.0, 1.0])}
+    >>> image = cylinder_column(lattice, spokes, AGAR.decay, radius_mm=40.0, length_mm=120.0, **place)
+    >>> bool(abs(image[16, 16, 16] - 1.0) < 0.1)
+    True
+    """
+    from scipy.special import j1
+
+    operator = Linear(trajectory, grid, params, threads=threads) if operator is None else operator
+    turn = grid.affine[:3, :3] / grid.voxel_mm
+    centre = (np.asarray(centre_mm) - grid.origin_mm) @ turn
+    direction = np.asarray(axis) @ turn
+    k = np.asarray(operator.trajectory.k_per_mm, dtype=np.float64)
+    along = k @ direction
+    x = 2.0 * np.pi * radius_mm * np.sqrt(np.maximum((k**2).sum(-1) - along**2, 0.0))
+    small = x < 1e-6
+    disc = np.where(small, 0.5, j1(x) / np.where(small, 1.0, x))
+    samples = 2.0 * np.pi * radius_mm**2 * length_mm * disc * np.sinc(length_mm * along)
+    left = decay.at(te_ms + trajectory.t_ms) / decay.at(te_ms)
+    return np.asarray(operator((samples * np.exp(-2j * np.pi * (k @ centre)) * left).astype(np.complex64)).real)
 
 
 def mtf_columns(fractions: Mapping[str, Volume], grid: Grid, psf: Mapping[str, PointSpread]) -> Columns:

@@ -9,6 +9,9 @@ from bids_sodium.core.errors import DataError
 
 __all__ = ["adjust"]
 
+_METHODS = {"holm": "holm", "bh": "fdr_bh", "bonferroni": "bonferroni"}
+"""What statsmodels calls them."""
+
 
 def adjust(p: ArrayLike, method: str = "holm") -> NDArray[np.float64]:
     """Adjust p values for their number.
@@ -42,6 +45,8 @@ def adjust(p: ArrayLike, method: str = "holm") -> NDArray[np.float64]:
     >>> adjust([0.01, 0.04, 0.03], "bh")
     array([0.03, 0.04, 0.04])
     """
+    from statsmodels.stats.multitest import multipletests
+
     values = np.asarray(p, dtype=np.float64)
     given = ~np.isnan(values)
     used = values[given]
@@ -49,19 +54,9 @@ def adjust(p: ArrayLike, method: str = "holm") -> NDArray[np.float64]:
         raise DataError(f"p values have {values.ndim} axes, expected one")
     if ((used < 0) | (used > 1)).any():
         raise DataError(f"p values run from {used.min():g} to {used.max():g}, outside [0, 1]")
-    m = used.size
-    order = np.argsort(used, kind="stable")
-    ranked = used[order]
-    if method == "holm":
-        raised = np.maximum.accumulate(ranked * (m - np.arange(m)))
-    elif method == "bh":
-        raised = np.minimum.accumulate((ranked * m / np.arange(1, m + 1))[::-1])[::-1]
-    elif method == "bonferroni":
-        raised = ranked * m
-    else:
+    if method not in _METHODS:
         raise DataError(f"unknown adjustment {method!r}", hint="use holm, bh or bonferroni")
     adjusted = np.full(values.shape, np.nan)
-    back = np.empty(m)
-    back[order] = np.minimum(raised, 1.0)
-    adjusted[given] = back
+    if used.size:
+        adjusted[given] = multipletests(used, method=_METHODS[method])[1]
     return adjusted

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.stats._design import Basis, design_matrix, names_of
+from bids_sodium.stats._design import design_matrix, names_of
 from bids_sodium.stats._rows import as_column, as_matrix, complete, is_constant, require_rows
 
 __all__ = ["Coefficient", "Diagnostics", "LinearTest", "Ols", "ols"]
 
 Float = NDArray[np.float64]
+_ALONE = 1e-10
+"""A row whose leverage falls short of one by less determines a coefficient alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,37 +226,38 @@ class Ols:
         EstimationError
             If a row has leverage one or there are fewer than 2 residual degrees of freedom.
         """
-        from scipy.stats import chi2, shapiro
+        from scipy.stats import shapiro
         from scipy.stats import t as student
+        from statsmodels.stats.diagnostic import het_breuschpagan
 
-        n, p = self.X.shape
-        leverage = _leverage(design_matrix(self.X, self.names))
-        if (leverage > 1 - 1e-10).any() or self.df < 2:
+        n = self.n
+        influence = _fit(self.X, self.y).get_influence()
+        leverage = influence.hat_matrix_diag
+        alone = leverage > 1 - _ALONE
+        if alone.any() or self.df < 2:
             raise EstimationError(
-                f"{int((leverage > 1 - 1e-10).sum())} of {n} rows have leverage one and {self.df} degrees of freedom "
+                f"{int(alone.sum())} of {n} rows have leverage one and {self.df} degrees of freedom "
                 "are left, so residuals cannot be studentised"
             )
-        standardised = self.residuals / (self.sigma * np.sqrt(1 - leverage))
-        studentised = standardised * np.sqrt((self.df - 1) / np.maximum(self.df - standardised**2, 1e-300))
-        squared = self.residuals**2
+        studentised = influence.resid_studentized_external
         varying = np.array([not is_constant(column) for column in self.X.T])
+        slopes = np.column_stack([np.ones(n), self.X[:, varying]])
         koenker = koenker_p = np.nan
         if varying.any():
-            explained = design_matrix(self.X, self.names)
-            centred = squared - squared.mean()
-            koenker = float(n * (1 - np.sum(explained.residual(centred) ** 2) / np.sum(centred**2)))
-            koenker_p = float(chi2.sf(koenker, int(varying.sum())))
+            koenker, koenker_p, *_ = het_breuschpagan(self.residuals, slopes)
+        inflation = np.full(self.X.shape[1], np.nan)
+        inflation[varying] = _inflation(slopes)
         normal = shapiro(self.residuals)
         return Diagnostics(
-            vif=_inflation(self.X, varying),
+            vif=inflation,
             leverage=leverage,
-            cook=standardised**2 * leverage / (1 - leverage) / p,
+            cook=influence.cooks_distance[0],
             studentised=studentised,
-            dffits=studentised * np.sqrt(leverage / (1 - leverage)),
+            dffits=influence.dffits[0],
             shapiro_w=float(normal.statistic),
             shapiro_p=float(normal.pvalue),
-            koenker=koenker,
-            koenker_p=koenker_p,
+            koenker=float(koenker),
+            koenker_p=float(koenker_p),
             outlier_p=float(min(1.0, n * 2 * student.sf(np.abs(studentised).max(), self.df - 1))),
         )
 
@@ -294,9 +299,6 @@ def ols(X: ArrayLike, y: ArrayLike, *, names: Sequence[str] | None = None, confi
     >>> fit.estimate.round(3), round(fit["x"].se, 4)
     (array([0.04, 1.  ]), 0.049)
     """
-    from scipy.stats import f as fisher
-    from scipy.stats import t as student
-
     design, outcome = as_matrix(X, "X"), as_column(y, "y")
     keep = complete(design, outcome, names=("X", "y"))
     rows = np.flatnonzero(keep)
@@ -307,42 +309,31 @@ def ols(X: ArrayLike, y: ArrayLike, *, names: Sequence[str] | None = None, confi
     require_rows(n, p + 2, f"a linear model of {p} coefficients", n_missing=n_missing)
     if is_constant(outcome):
         raise EstimationError(f"all {n} values of the outcome equal {outcome[0]:g}")
-    basis = design_matrix(design, terms)
-    estimate = basis.coefficients(outcome)
-    residuals = basis.residual(outcome)
-    rss = float(residuals @ residuals)
-    df = n - p
-    sigma2 = rss / df
-    bread = basis.inverse_cross()
-    covariance = sigma2 * bread
-    se = np.sqrt(np.diag(covariance))
-    ones = np.ones(n)
-    constant = float(np.sum(basis.residual(ones) ** 2)) < 1e-10 * n
-    centred = outcome - outcome.mean() if constant else outcome
-    total = float(centred @ centred)
-    slopes = p - 1 if constant else p
-    with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = estimate / se
-        f = float(np.float64((total - rss) / slopes) / np.float64(sigma2)) if slopes else np.nan
-        loglik = float(-n / 2 * (np.log(2 * np.pi * np.float64(rss) / n) + 1))
-    half = student.ppf(0.5 + confidence / 2, df) * se
+    design_matrix(design, terms)
+    length = np.linalg.norm(design, axis=0)
+    fit = _fit(design, outcome)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a perfect fit has infinite t, F and likelihood
+        statistic, f, loglik = fit.tvalues, float(fit.fvalue), float(fit.llf)
+        ci_low, ci_high = (fit.conf_int(1 - confidence) / length[:, None]).T
+        p_values = fit.pvalues
+    se_hc3, se_hc4 = _robust(fit)
     return Ols(
         names=terms,
-        estimate=estimate,
-        se=se,
+        estimate=fit.params / length,
+        se=fit.bse / length,
         statistic=statistic,
-        p=np.asarray(2 * student.sf(np.abs(statistic), df)),
-        ci_low=estimate - half,
-        ci_high=estimate + half,
-        covariance=covariance,
-        se_hc3=_robust(design, residuals, basis, bread, None),
-        se_hc4=_robust(design, residuals, basis, bread, 4.0),
-        r2=1 - rss / total,
-        adjusted_r2=1 - (rss / df) / (total / (n - constant)),
-        sigma=float(np.sqrt(sigma2)),
-        df=df,
+        p=p_values,
+        ci_low=ci_low,
+        ci_high=ci_high,
+        covariance=fit.cov_params() / np.outer(length, length),
+        se_hc3=se_hc3 / length,
+        se_hc4=se_hc4 / length,
+        r2=float(fit.rsquared),
+        adjusted_r2=float(fit.rsquared_adj),
+        sigma=float(np.sqrt(fit.mse_resid)),
+        df=n - p,
         f_statistic=f,
-        f_p=float(fisher.sf(f, slopes, df)) if slopes else np.nan,
+        f_p=float(fit.f_pvalue),
         loglik=loglik,
         aic=2 * (p + 1) - 2 * loglik,
         bic=float(np.log(n) * (p + 1) - 2 * loglik),
@@ -352,27 +343,31 @@ def ols(X: ArrayLike, y: ArrayLike, *, names: Sequence[str] | None = None, confi
         confidence=confidence,
         X=design,
         y=outcome,
-        residuals=residuals,
+        residuals=fit.resid,
     )
 
 
-def _leverage(basis: Basis) -> Float:
-    return np.asarray(np.sum(basis.Q**2, axis=1))
+def _fit(X: Float, y: Float) -> Any:
+    """Fit by statsmodels, with columns of length one so that their units cost no digits."""
+    from statsmodels.regression.linear_model import OLS
+
+    return OLS(y, X / np.linalg.norm(X, axis=0)).fit()
 
 
-def _robust(X: Float, residuals: Float, basis: Basis, bread: Float, cap: float | None) -> Float:
-    """Return HC3 (no cap) or HC4 (exponent of 1 - h cut at the cap) standard errors."""
-    leverage = _leverage(basis)
-    if (leverage > 1 - 1e-10).any():
-        return np.full(X.shape[1], np.nan)
-    exponent: Float | float = 2.0 if cap is None else np.minimum(cap, leverage / leverage.mean())
-    weight = residuals**2 / (1 - leverage) ** exponent
-    return np.asarray(np.sqrt(np.diag(bread @ (X.T @ (X * weight[:, None])) @ bread)))
+def _robust(fit: Any) -> tuple[Float, Float]:
+    """Return HC3 and HC4 standard errors; statsmodels has no HC4, whose exponent of 1 - h is at most 4."""
+    leverage = fit.get_influence().hat_matrix_diag
+    if (leverage > 1 - _ALONE).any():
+        return np.full(fit.params.size, np.nan), np.full(fit.params.size, np.nan)
+    weight = fit.resid**2 / (1 - leverage) ** np.minimum(4.0, leverage / leverage.mean())
+    return fit.HC3_se, np.asarray(np.sqrt(fit.model.pinv_wexog**2 @ weight))
 
 
-def _inflation(X: Float, varying: NDArray[np.bool_]) -> Float:
-    """Return the variance inflation factors: the diagonal of the inverse correlation matrix."""
-    inflation = np.full(X.shape[1], np.nan)
-    if varying.any():
-        inflation[varying] = np.diag(np.linalg.inv(np.atleast_2d(np.corrcoef(X[:, varying], rowvar=False))))
-    return inflation
+def _inflation(X: Float) -> Float:
+    """Return the variance inflation factors of all columns but the first, a column of ones."""
+    from statsmodels.stats.outliers_influence import variance_inflation_factor
+
+    with warnings.catch_warnings():
+        # the factor says itself how collinear the columns are
+        warnings.filterwarnings("ignore", "The design matrix is poorly conditioned", UserWarning)
+        return np.array([variance_inflation_factor(X, i) for i in range(1, X.shape[1])])

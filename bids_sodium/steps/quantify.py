@@ -33,8 +33,8 @@ from bids_sodium.image.calibration import (
     tsc,
 )
 from bids_sodium.image.denoising import DenoisingParams, correct_noise_floor, denoise
-from bids_sodium.recon.columns import operator_columns
-from bids_sodium.recon.solvers import ReconstructionParams
+from bids_sodium.recon.columns import cylinder_column
+from bids_sodium.recon.solvers import Linear, ReconstructionParams
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.steps.records import Record, read_record, write_record
 
@@ -330,35 +330,37 @@ def _modelled(
     24 mm came out 3 % too high.
     """
     raw = read_kspace(kspace, params.metadata)
-    fine = real.grid.with_voxel(min(real.grid.voxel_mm) / 2.0)
-    placed = {
-        vial.label: cylinder
+    placed = [
+        (vial, cylinder)
         for vial, found in zip(vials, measured, strict=True)
         if (cylinder := found.cylinders[0]) is not None
-    }
+    ]
     if not placed:
         return {}
-    columns = operator_columns(
-        {label: Volume(cylinder.fraction(fine), fine, "1") for label, cylinder in placed.items()},
-        real.grid,
-        raw.trajectory,
-        {vial.label: vial.relaxation.decay for vial in vials},
-        params.reconstruction,
-        te_ms=float(known["te_ms"]),
-    )
+    operator = Linear(raw.trajectory, real.grid, params.reconstruction)
     fwhm_mm = float(known["fwhm_mm"])
     image = np.asarray(real.data, dtype=np.float64)
     return {
-        label: modelled_signal(
+        vial.label: modelled_signal(
             image,
-            column,
-            placed[label],
+            cylinder_column(
+                real.grid,
+                raw.trajectory,
+                vial.relaxation.decay,
+                centre_mm=cylinder.centre_mm,
+                axis=cylinder.axis,
+                radius_mm=cylinder.radius_mm,
+                length_mm=cylinder.length_mm,
+                te_ms=float(known["te_ms"]),
+                operator=operator,
+            ),
+            cylinder,
             real.grid,
             sigma=float(known["sigma"]),
             correlation_voxels=max(1.0, fwhm_mm**3 / float(np.prod(real.grid.voxel_mm))),
             fwhm_mm=fwhm_mm,
         )
-        for label, column in zip(columns.names, columns.images, strict=True)
+        for vial, cylinder in placed
     }
 
 
