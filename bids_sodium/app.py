@@ -86,6 +86,7 @@ def participant(options: argparse.Namespace, config: Config, terminal: _Terminal
         _say(f"methods text written to {output / 'logs'}")
         return 0
     from bids_sodium.plan import plan
+    from bids_sodium.steps.parcellate import write_labels
 
     tasks = plan(dataset.sessions, config, roots, options.work_dir)
     if options.dry_run:
@@ -94,6 +95,7 @@ def participant(options: argparse.Namespace, config: Config, terminal: _Terminal
     people = sorted({session.participant_id for session in dataset.sessions})
     with output_lock(output / ".bids_sodium" / "locks", people):
         write_description(roots, container=terminal.container)
+        write_labels(output / "dseg.tsv")
         methods = _write_logs(output, config, "participant")
         for note in dataset.notes:
             _say(f"note: {note}")

@@ -447,6 +447,13 @@ class _Participant:
                 for name in ("CGM", "DGM", "NAWM", "CSF")
                 if whole and sodium
             ),
+            lesion_fractions=tuple(
+                (name, self._place(session, "probseg", label=name))
+                for name in (("T1iso", "T1hypo") if "T1hypo" in lesions else ("T1iso",))
+                if "T2lesion" in lesions and whole and sodium
+            ),
+            sodium_brain=self._sodium(session, "mask", desc="brain") if whole and sodium else None,
+            corrected_map=self._sodium(session, "TSCmap", desc="pvc") if whole and sodium else None,
             mirrored=tuple(
                 (name, self._place(session, "mask", label=_label(name), desc="contralateral"))
                 for name in expressions
@@ -481,7 +488,10 @@ class _Participant:
             outputs=(
                 *(path for _, path in files.maps),
                 *(path for _, path in files.spread),
+                *(path for _, path in files.lesion_fractions),
                 *(path for _, path in files.mirrored),
+                files.sodium_brain,
+                files.corrected_map,
                 files.adc_map,
                 files.tissue_table,
                 files.roi_table,

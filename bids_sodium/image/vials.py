@@ -487,9 +487,9 @@ def measure_vials(
         cylinder = None
         if inner_radius_mm is not None and fwhm_mm is not None:
             fit = _fit_cylinder(data, mask, clipped, image.grid, radius_mm=inner_radius_mm, fwhm_mm=fwhm_mm)
+            cylinder = None if fit is None else fit[2]
             if fit is not None and abs(fit[0] - core_signal) <= params.fit_tolerance * abs(core_signal):
                 signal, used, method = fit[0], int((fit[1] != 0).sum()), "cylinder"
-                cylinder = fit[2]
                 se = noise * float(np.sqrt(_variance(fit[1], voxel, correlation_voxels)))
         if magnitude and noise_map is not None and noise > 0:
             signal, core_signal = (_floorless(value, noise, image.grid) for value in (signal, core_signal))

@@ -42,6 +42,7 @@ VERSION = "1"
 SODIUM = "23Na"
 _NORMAL = ("CGM", "DGM", "NAWM", "CSF")
 _WITHOUT_CSF = 0.5
+_INSIDE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Files:
     ``anatomy`` is the proton image that the sodium image was registered to, ``anatomy_name`` its frame: ``T1w``, or
     what stands in for it. ``fractions`` are tissue fractions on the T1w grid, ``lesions`` the MS lesion masks there,
     ``regions`` the stroke regions there, ``maps`` the standard or anatomical spaces the concentration map is written
-    in.
+    in, ``spread`` the fractions as the sodium scan sees them, ``lesion_fractions`` the lesion classes on the T1w grid.
     """
 
     kspace: Path | None
@@ -72,7 +73,10 @@ class Files:
     records: tuple[tuple[str, Path], ...]
     maps: tuple[tuple[str, Path], ...]
     spread: tuple[tuple[str, Path], ...]
+    lesion_fractions: tuple[tuple[str, Path], ...]
     mirrored: tuple[tuple[str, Path], ...]
+    sodium_brain: Path | None
+    corrected_map: Path | None
     adc_map: Path | None
     tissue_table: Path | None
     roi_table: Path | None
@@ -201,6 +205,9 @@ def _tissues(files: Files, params: Params, tsc: Volume, known: Mapping[str, Reco
             se=float(csf["tsc_se"]),  # type: ignore[arg-type]
             note="estimated by the fit, not fixed; far from 140 it warns of calibration, registration or segmentation",
         )
+    shares = np.asarray(columns.images, dtype=np.float64)
+    tissue = [i for i, name in enumerate(columns.names) if name not in {"soft", "CSF"}]
+    _corrected_map(files, params, tsc, image, scaled, shares, columns.names, tissue, mask)
     for name, path in files.spread:
         if name in columns.names:
             save_image(
@@ -212,6 +219,47 @@ def _tissues(files: Files, params: Params, tsc: Volume, known: Mapping[str, Reco
                 units="1",
                 kind="probseg",
             )
+
+
+def _corrected_map(
+    files: Files,
+    params: Params,
+    tsc: Volume,
+    image: NDArray[np.float64],
+    scaled: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    names: Sequence[str],
+    tissue: Sequence[int],
+    mask: NDArray[np.bool_],
+) -> None:
+    """Write the brain mask on the sodium grid and the concentration of brain tissue alone, voxel by voxel."""
+    whole = shares[[i for i, name in enumerate(names) if name != "soft"]].sum(0) > _INSIDE
+    if files.sodium_brain is not None:
+        save_image(
+            files.sodium_brain,
+            tsc.with_data(whole, unit="1"),
+            roots=files.roots,
+            description="Brain on the sodium grid: at least half of the voxel as the scan sees it",
+            sources=_inputs(files),
+            dtype=np.uint8,
+            kind="mask",
+        )
+    if files.corrected_map is not None:
+        local = regional(
+            image, scaled, names, params.partialvolume, method="local", mask=mask, voxel_mm=tsc.grid.voxel_mm
+        )
+        weight = np.maximum(shares[tissue], 0.0)
+        total = weight.sum(0)
+        mean = (weight * np.nan_to_num(local.maps[list(tissue)])).sum(0) / np.where(total > _INSIDE, total, np.inf)
+        save_image(
+            files.corrected_map,
+            tsc.with_data(mean, unit="mmol/L"),
+            roots=files.roots,
+            description="Sodium concentration of brain tissue, CSF and neighbours removed by the local least-squares "
+            "fit; 0 where less than half of the voxel is tissue",
+            sources=_inputs(files),
+            units="mmol/L",
+        )
 
 
 def _material(name: str) -> str:
@@ -233,6 +281,16 @@ def _fine_fractions(files: Files, fine: Grid, t1_from_na: Transform) -> tuple[di
         maps["L"] = whole
     if files.t1w is not None and files.brain is not None:
         maps["soft"] = _soft_tissue(read_volume(files.t1w), np.asarray(read_volume(files.brain).data) > 0.5)
+    for name, path in files.lesion_fractions:
+        save_image(
+            path,
+            maps.get(name, Volume(np.zeros(grid.shape, dtype=np.float32), grid, "1")),
+            roots=files.roots,
+            description=f"Fraction of each voxel that is {name}",
+            sources=[place for _, place in files.lesions],
+            units="1",
+            kind="probseg",
+        )
     volumes = {name: float(np.asarray(image.data).sum()) * grid.voxel_ml for name, image in maps.items()}
     moved = {name: resample(image, fine, t1_from_na, kind="probability") for name, image in maps.items()}
     return moved, volumes

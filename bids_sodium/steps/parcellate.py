@@ -27,7 +27,7 @@ from bids_sodium.tissue.measures import brain_fractions
 from bids_sodium.tissue.rois import RoiParams, consensus
 from bids_sodium.tissue.segmentation import SegmentationParams, segment
 
-__all__ = ["LABELS", "VERSION", "Files", "MaskFile", "Params", "mask_on", "run"]
+__all__ = ["LABELS", "VERSION", "Files", "MaskFile", "Params", "mask_on", "run", "write_labels"]
 
 VERSION = "1"
 LABELS = {"CSF": 1, "CGM": 2, "DGM": 3, "NAWM": 4, "L": 5}
@@ -125,6 +125,11 @@ def mask_on(grid: Grid, mask: MaskFile, *, anatomy: str = "T1w") -> NDArray[np.b
     return np.asarray(moved.data) >= 0.5
 
 
+def write_labels(path: Path) -> Path:
+    """Write the table of the labels of the tissue segmentation."""
+    return write_table(path, [{"index": LABELS[name], "name": name} for name in LABELS], _DSEG)
+
+
 def run(files: Files, params: Params) -> None:
     """Segment one participant's reference T1w."""
     record = Record()
@@ -185,8 +190,8 @@ def run(files: Files, params: Params) -> None:
     stack = np.stack([fractions[name] for name in names])
     inside = stack.sum(0) > 0.5
     labels[inside] = np.array([LABELS[name] for name in names], dtype=np.int16)[stack.argmax(0)[inside]]
-    # Image and table share one sidecar; the image writes it last, with the table's columns in it.
-    write_table(files.dseg_table, [{"index": LABELS[name], "name": name} for name in LABELS], _DSEG)
+    # Image and table share one sidecar, which the image writes last: BIDS defines the columns of label tables itself.
+    write_labels(files.dseg_table)
     save_image(
         files.dseg,
         t1w.with_data(labels, unit="1"),
@@ -195,7 +200,6 @@ def run(files: Files, params: Params) -> None:
         sources=sources,
         dtype=np.int16,
         kind="dseg",
-        extra=_DSEG.sidecar(),
     )
     volume = {name: float(data.sum()) * t1w.grid.voxel_ml for name, data in fractions.items()}
     for name, value in volume.items():

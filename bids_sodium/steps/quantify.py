@@ -340,28 +340,34 @@ def _modelled(
     operator = Linear(raw.trajectory, real.grid, params.reconstruction)
     fwhm_mm = float(known["fwhm_mm"])
     image = np.asarray(real.data, dtype=np.float64)
-    return {
-        vial.label: modelled_signal(
+    tolerance = params.calibration.fit_tolerance
+    found = {}
+    for vial, cylinder in placed:
+        column = cylinder_column(
+            real.grid,
+            raw.trajectory,
+            vial.relaxation.decay,
+            centre_mm=cylinder.centre_mm,
+            axis=cylinder.axis,
+            radius_mm=cylinder.radius_mm,
+            length_mm=cylinder.length_mm,
+            te_ms=float(known["te_ms"]),
+            operator=operator,
+        )
+        signal, se = modelled_signal(
             image,
-            cylinder_column(
-                real.grid,
-                raw.trajectory,
-                vial.relaxation.decay,
-                centre_mm=cylinder.centre_mm,
-                axis=cylinder.axis,
-                radius_mm=cylinder.radius_mm,
-                length_mm=cylinder.length_mm,
-                te_ms=float(known["te_ms"]),
-                operator=operator,
-            ),
+            column,
             cylinder,
             real.grid,
             sigma=float(known["sigma"]),
             correlation_voxels=max(1.0, fwhm_mm**3 / float(np.prod(real.grid.voxel_mm))),
             fwhm_mm=fwhm_mm,
         )
-        for vial, cylinder in placed
-    }
+        # A model that is in the wrong place or of the wrong size does not explain the core of the vial.
+        core = column > 0.8 * column.max()
+        if abs(float(np.median(image[core])) / (signal * float(np.median(column[core]))) - 1.0) <= tolerance:
+            found[vial.label] = (signal, se)
+    return found
 
 
 def _raised(image: Volume, known: Mapping[str, Any]) -> tuple[Volume, float | None]:
