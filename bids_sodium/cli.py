@@ -435,9 +435,31 @@ def _quarters(options: argparse.Namespace) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a handler
-    # The first process of a container has no default action for signals: without a handler it would be killed.
-    raise SystemExit(128 + number)
+class _Ending:
+    """Remembers a signal that ends the run.
+
+    An exception raised by a handler is lost where Python ignores exceptions (in a destructor, say), so that it is
+    raised again at the next event of the engine. The first process of a container has no default action for signals:
+    without a handler it would be killed.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002 - the signature of a handler
+        self._number = number
+        self._leave(number)
+
+    def check(self) -> None:
+        """Raise again what was received."""
+        if self._number is not None:
+            self._leave(self._number)
+
+    @staticmethod
+    def _leave(number: int) -> NoReturn:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
 
 def _crash_file(options: argparse.Namespace | None, text: str) -> Path | None:
@@ -469,10 +491,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         See `bids_sodium.core.errors`; 130 and 143 where it was interrupted or terminated.
     """
     options: argparse.Namespace | None = None
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    ending = _Ending()
+    previous = {number: signal.signal(number, ending) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         options = parse(argv)
-        return _run(options)
+        return _run(options, ending)
     except SodiumError as error:
         print(f"bids-sodium: {error}", file=sys.stderr)
         return error.exit_code
@@ -490,10 +513,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bids-sodium: a bug, please report it: {first}{where}", file=sys.stderr)
         return 70
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, ending: _Ending) -> int:
     _check_folders(options)
     with _quarters(options):
         # Numerical libraries read their number of threads once, when they are imported.
@@ -503,4 +527,9 @@ def _run(options: argparse.Namespace) -> int:
         from bids_sodium.app import run
 
         line = ProgressLine()
-        return run(options, configure(options), container=container(), progress=line, clear=line.clear)
+
+        def show(event: Any) -> None:
+            ending.check()
+            line(event)
+
+        return run(options, configure(options), container=container(), progress=show, clear=line.clear)

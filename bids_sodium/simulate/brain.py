@@ -118,7 +118,7 @@ class MsLesionParams:
     radius_spread: float = 0.4
     """Standard deviation of its logarithm."""
 
-    periventricular_mm: float = 10.0
+    periventricular_mm: float = 6.0
     """Distance from the ventricles over which lesions become e times rarer, in mm."""
 
     edge_mm: float = 1.0

@@ -57,6 +57,11 @@ def adjust(p: ArrayLike, method: str = "holm") -> NDArray[np.float64]:
     if method not in _METHODS:
         raise DataError(f"unknown adjustment {method!r}", hint="use holm, bh or bonferroni")
     adjusted = np.full(values.shape, np.nan)
-    if used.size:
+    if used.size and method == "holm":
+        # statsmodels collects garbage in every call of its Holm branch, which made a study twice as slow
+        order = np.argsort(used)
+        steps = np.minimum(np.maximum.accumulate(used[order] * np.arange(used.size, 0, -1)), 1.0)
+        adjusted[np.flatnonzero(given)[order]] = steps
+    elif used.size:
         adjusted[given] = multipletests(used, method=_METHODS[method])[1]
     return adjusted

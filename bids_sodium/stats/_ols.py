@@ -239,7 +239,8 @@ class Ols:
                 f"{int(alone.sum())} of {n} rows have leverage one and {self.df} degrees of freedom "
                 "are left, so residuals cannot be studentised"
             )
-        studentised = influence.resid_studentized_external
+        with np.errstate(divide="ignore"):  # where the other rows fit perfectly it is infinite
+            studentised = influence.resid_studentized_external
         varying = np.array([not is_constant(column) for column in self.X.T])
         slopes = np.column_stack([np.ones(n), self.X[:, varying]])
         koenker = koenker_p = np.nan

@@ -105,9 +105,10 @@ def test_lesions_of_ms_come_out_of_white_matter(anatomy: Anatomy) -> None:
 
 def test_lesions_of_ms_gather_round_the_ventricles(anatomy: Anatomy) -> None:
     assert anatomy.ventricle_mm is not None
-    sick = ms_head(anatomy, np.random.default_rng(1), lesion_ml=15.0)
+    sick = [ms_head(anatomy, np.random.default_rng(seed), lesion_ml=15.0).masks["T2lesion"] for seed in range(4)]
     white = anatomy.fractions["NAWM"] > 0.8
-    assert np.median(anatomy.ventricle_mm[sick.masks["T2lesion"]]) < 0.6 * np.median(anatomy.ventricle_mm[white])
+    near = np.mean([np.median(anatomy.ventricle_mm[mask]) for mask in sick])
+    assert near < 0.6 * np.median(anatomy.ventricle_mm[white])
 
 
 def test_lesion_volume_asked_for_is_reached_over_its_range(anatomy: Anatomy) -> None:
