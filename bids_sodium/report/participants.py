@@ -22,6 +22,7 @@ __all__ = ["Failure", "participant_page"]
 _TEMPLATE = "MNI152NLin2009aSym"
 _LABELS = {"CSF": 1, "CGM": 2, "DGM": 3, "NAWM": 4, "lesions": 5}
 _BRAIN_LIMIT_MMOL_L = 100.0
+_TISSUE_LIMIT_MMOL_L = 80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ def _session_sections(session: _Session, *, many: bool) -> Iterator[tuple[str, s
         ("calibration", "Calibration", _calibration),
         ("alignment", "Alignment", _alignment),
         ("tissue", "Segmentation", _tissue),
+        ("partial-volume", "Partial volume", _partial_volume),
         ("regions", "Regions", _regions),
         ("quality", "Quality measures", _quality),
     ):
@@ -159,12 +161,15 @@ def _summary(session: _Session) -> str:
             )
         )
         wide = table.assign(
-            tsc=[f"{a:.1f} ± {b:.1f}" for a, b in zip(table["tsc_mmol_l"], table["tsc_se"], strict=True)]
+            tsc=[f"{a:.1f} ± {b:.2f}" for a, b in zip(table["tsc_mmol_l"], table["tsc_se"], strict=True)]
         ).pivot_table(index="tissue", columns="method", values="tsc", aggfunc="first", sort=False)
         volume = table.drop_duplicates("tissue").set_index("tissue")["volume_ml"]
         wide.insert(0, "volume (mL)", volume.reindex(wide.index))
         parts.append(html.table(wide.reset_index()))
-        parts.append("<p>Concentrations in mmol/L ± standard error.</p>")
+        parts.append(
+            "<p>Concentrations in mmol/L ± standard error of noise, fit and calibration; errors of registration and "
+            "segmentation are not in it.</p>"
+        )
     return "".join(parts)
 
 
@@ -344,18 +349,6 @@ def _tissue(session: _Session) -> str:
             lambda: figures.montage(maps, limits=(0.0, 1.0), unit="fraction (1)", focus=labels[1].get("NAWM")),
         )
     )
-    seen = [
-        name for name in ("CGM", "DGM", "NAWM", "CSF") if session.has(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz")
-    ]
-    if seen:
-        blurred = [(name, session.volume(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz", "1")) for name in seen]
-        parts.append(
-            session.show(
-                "desc-psf_probseg",
-                "The same fractions as the sodium scan sees them, on the sodium grid.",
-                lambda: figures.montage(blurred, limits=(0.0, 1.0), unit="fraction (1)"),
-            )
-        )
     if session.has("desc-filled_T1w.nii.gz"):
         filled = session.volume("desc-filled_T1w.nii.gz")
         lesions = labels[1].get("lesions")
@@ -365,6 +358,34 @@ def _tissue(session: _Session) -> str:
                 "T1w image with its lesions filled; the outlines are the lesion masks.",
                 lambda: figures.montage(
                     [("filled", filled)], outlines={"lesions": lesions} if lesions is not None else None, focus=lesions
+                ),
+            )
+        )
+    return "".join(parts)
+
+
+def _partial_volume(session: _Session) -> str:
+    parts = []
+    seen = [
+        name for name in ("CGM", "DGM", "NAWM", "CSF") if session.has(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz")
+    ]
+    if seen:
+        blurred = [(name, session.volume(f"acq-23Na_label-{name}_desc-psf_probseg.nii.gz", "1")) for name in seen]
+        parts.append(
+            session.show(
+                "desc-psf_probseg",
+                "Tissue fractions as the sodium scan sees them, on the sodium grid.",
+                lambda: figures.montage(blurred, limits=(0.0, 1.0), unit="fraction (1)"),
+            )
+        )
+    if session.has("acq-23Na_desc-pvc_TSCmap.nii.gz"):
+        corrected = session.volume("acq-23Na_desc-pvc_TSCmap.nii.gz", "mmol/L")
+        parts.append(
+            session.show(
+                "desc-pvc_TSCmap",
+                "Sodium concentration of brain tissue: CSF and neighbours removed by the local least-squares fit.",
+                lambda: figures.montage(
+                    [("tissue TSC", corrected)], limits=(0.0, _TISSUE_LIMIT_MMOL_L), colours="viridis", unit="mmol/L"
                 ),
             )
         )
