@@ -65,20 +65,6 @@ class Decay:
         fast, slow = np.exp(-t / self.t2_fast_ms), np.exp(-t / self.t2_slow_ms)
         return np.asarray(self.fraction_fast * fast + (1.0 - self.fraction_fast) * slow)
 
-    def after(self, t_ms: float) -> Decay:
-        """Return the decay of what is left at ``t_ms`` (ms), 1 again at that time.
-
-        ``D(t_ms + t) = D(t_ms) * after(t_ms).at(t)``.
-
-        Examples
-        --------
-        >>> decay = Decay(3.0, 20.0)
-        >>> bool(np.isclose(decay.at(5.0), decay.at(2.0) * decay.after(2.0).at(3.0)))
-        True
-        """
-        share = self.fraction_fast * np.exp(-t_ms / self.t2_fast_ms) / float(self.at(t_ms))
-        return Decay(self.t2_fast_ms, self.t2_slow_ms, float(share))
-
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_sodium.core.constants import RELAXATION, Decay
+from bids_sodium.core.constants import RELAXATION
 from bids_sodium.core.data import Grid, KSpace, Trajectory, Volume
 from bids_sodium.core.errors import DataError, GeometryError, SodiumError
 
@@ -60,12 +60,6 @@ def test_kspace_refuses_nan() -> None:
     samples[0, 1, 2] = np.nan
     with pytest.raises(DataError, match="1 of 24 k-space samples"):
         KSpace(samples, _trajectory(4, 6), Grid.centred((4, 4, 4), 4.0))
-
-
-@given(st.floats(0, 30), st.floats(0, 30))
-def test_decay_continues_from_any_time(first_ms: float, then_ms: float) -> None:
-    decay = Decay(3.0, 20.0)
-    assert decay.at(first_ms + then_ms) == pytest.approx(decay.at(first_ms) * decay.after(first_ms).at(then_ms))
 
 
 def test_signal_fraction_is_the_ernst_equation() -> None:
