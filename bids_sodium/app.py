@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.derivatives import Roots, write_description
-from bids_sodium.bidsio.files import write_json, write_table, write_text
+from bids_sodium.bidsio.files import read_json, write_json, write_table, write_text
 from bids_sodium.bidsio.layout import Dataset, index
 from bids_sodium.core.errors import ConfigError, DataError
 from bids_sodium.core.tables import GROUP_RESULT, Table
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from bids_sodium.engine.tasks import Task
     from bids_sodium.group.results import Study
 
-__all__ = ["group", "participant", "run"]
+__all__ = ["SUMMARIES", "group", "participant", "run"]
+
+SUMMARIES = "group_summaries.json"
+"""File of the output that a site shares with the others of a consortium."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +295,8 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
     if options.boilerplate_only:
         _write_logs(output, config, "group")
         return 0
+    if options.from_summaries is not None:
+        return _from_summaries(options, config, terminal)
     table, dictionary = group_table(output, options.bids_dir)
     if options.dry_run or options.validate_only:
         people = table["participant_id"].nunique()
@@ -300,6 +305,8 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
     with output_lock(output / ".bids_sodium" / "locks", ["*"]):
         write_description(Roots(output=output, raw=options.bids_dir), container=terminal.container)
         methods = _write_logs(output, config, "group")
+        if options.export_summaries:
+            return _export_summaries(options, table, config)
         if not options.reports_only:
             write_group_table(output, table, dictionary)
             found = _analyse(study, table, config)
@@ -307,6 +314,72 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
             _say_left_out(found)
         page = group_page(output, methods=methods, settings=config.to_toml())
     _say(f"report: {page}")
+    return 0
+
+
+def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -> int:
+    """Write what this site may share; no row leaves it."""
+    from bids_sodium.group import ms
+
+    _only_ms(config)
+    found = ms.summarise(table, config.ms, default_site=options.site or options.bids_dir.absolute().name)
+    place = options.output_dir / SUMMARIES
+    write_json(place, {"SummaryVersion": 1, "Study": "ms", "Summaries": [one.as_dict() for one in found]})
+    withheld = sum(one.moments is None for one in found)
+    _say(f"{len(found) - withheld} summaries written, {withheld} withheld or empty: {place}")
+    return 0
+
+
+def _only_ms(config: Config) -> None:
+    if config.run.study != "ms":
+        raise ConfigError(
+            f"summaries are of the MS study, --study is {config.run.study}",
+            hint="share group_tsc.tsv of a stroke study",
+        )
+
+
+def _from_summaries(options: argparse.Namespace, config: Config, terminal: _Terminal) -> int:
+    """Analyse what the sites have shared."""
+    from bids_sodium.group import ms
+
+    _only_ms(config)
+    folder: Path = options.from_summaries
+    places = sorted(folder.rglob("*.json")) if folder.is_dir() else []
+    shared: list[ms.Summary] = []
+    for place in places:
+        content = read_json(place)
+        if "SummaryVersion" not in content:
+            continue
+        if content["SummaryVersion"] != 1:
+            raise DataError(
+                f"has version {content['SummaryVersion']} of the summaries, 1 is known",
+                where=str(place),
+                hint="use one version of bids_sodium at all sites",
+            )
+        try:
+            shared += [ms.Summary.from_dict(entry) for entry in content.get("Summaries", ())]
+        except DataError as error:
+            raise DataError(error.what, where=str(place), hint=error.hint) from error
+    if not shared:
+        raise DataError(
+            f"no summaries in {len(places)} JSON files",
+            where=str(folder),
+            hint="collect the group_summaries.json that the sites made with --export-summaries",
+        )
+    sites = {one.site for one in shared}
+    if options.dry_run or options.validate_only:
+        print(f"group\tms\t{len(sites)} sites\t{len(shared)} summaries")  # noqa: T201
+        return 0
+    output: Path = options.output_dir
+    with output_lock(output / ".bids_sodium" / "locks", ["*"]):
+        write_description(Roots(output=output, raw=options.bids_dir), container=terminal.container)
+        methods = _write_logs(output, config, "group")
+        if not options.reports_only:
+            found = ms.analyse_summaries(shared, config.ms)
+            _write_study(output, found, settings=dataclasses.asdict(config.ms))
+            _say_left_out(found)
+        page = group_page(output, methods=methods, settings=config.to_toml())
+    _say(f"{len(sites)} sites; report: {page}")
     return 0
 
 

@@ -51,6 +51,9 @@ SETTINGS: Mapping[str, str] = {
     "recon_filter": "reconstruction.filter",
     "recon_filter_width": "reconstruction.filter_width",
     "recon_delay_ms": "reconstruction.delay_ms",
+    "recon_coils": "reconstruction.coils",
+    "tv_weight": "reconstruction.tv_weight",
+    "field_map": "reconstruction.field_map",
     "denoising": "denoising.method",
     "vial_mmol_l": "calibration.vial_mmol_l",
     "calibration_line": "calibration.line",
@@ -139,7 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     select.add_argument(
         "--bids-filter-file", "--bids_filter_file", type=Path, metavar="JSON",
-        help="pybids queries that choose files, by sodium, kspace, t1w, flair, t2w, pdt2_body, pdt2_head, dwi, adc",
+        help="pybids queries that choose files, by sodium, kspace, fieldmap, t1w, flair, t2w, pdt2_body, pdt2_head, "
+        "dwi, adc",
     )  # fmt: skip
     select.add_argument(
         "-d", "--derivatives", nargs="+", type=_derivative, metavar="NAME=PATH", default=[], action="extend",
@@ -163,6 +167,15 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     method.add_argument("--study", choices=("stroke", "ms"), default=unset, help="analyses of the group level")
     method.add_argument(
+        "--export-summaries", action="store_true",
+        help="group level of the MS study: write the cross-products that a site may share, no rows, and leave",
+    )  # fmt: skip
+    method.add_argument(
+        "--from-summaries", type=Path, metavar="DIR",
+        help="group level of the MS study: fit the models of all sites from the summaries in this folder",
+    )  # fmt: skip
+    method.add_argument("--site", metavar="NAME", help="name of this site in its summaries; the dataset's by default")
+    method.add_argument(
         "--output-spaces", nargs="+", choices=("T1w", "MNI152NLin2009aSym"), default=unset, metavar="SPACE",
         help="spaces of the concentration maps beside their own: T1w, MNI152NLin2009aSym",
     )  # fmt: skip
@@ -171,13 +184,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="reconstruction: as recommended, or the plain adjoint of the papers",
     )  # fmt: skip
     method.add_argument(
-        "--recon-method", choices=("cg", "adjoint"), default=unset, help="conjugate gradients or weighted adjoint"
-    )
+        "--recon-method", choices=("adjoint", "cg", "tv", "dtv"), default=unset,
+        help="weighted adjoint, conjugate gradients, total variation, or total variation whose edges the proton image "
+        "tells",
+    )  # fmt: skip
     method.add_argument(
         "--recon-iterations", type=int, default=unset, metavar="N", help="conjugate-gradient iterations"
     )
     method.add_argument(
-        "--recon-filter", choices=("none", "gaussian", "hamming", "hann"), default=unset, help="k-space filter"
+        "--recon-filter", choices=("none", "gaussian", "hamming", "hann", "fermi"), default=unset, help="k-space filter"
     )
     method.add_argument(
         "--recon-filter-width", type=float, default=unset, metavar="SHARE", help="width of the filter, share of k_max"
@@ -185,7 +200,21 @@ def build_parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--recon-delay-ms", type=float, default=unset, metavar="MS", help="lag of the gradients behind the sampling"
     )
-    method.add_argument("--denoising", choices=("nlm", "off"), default=unset, help="non-local means, or none")
+    method.add_argument(
+        "--recon-coils", choices=("adaptive", "sense", "sos"), default=unset,
+        help="how receive channels become one image: adaptive combination, SENSE, or root sum of squares",
+    )  # fmt: skip
+    method.add_argument(
+        "--tv-weight", type=float, default=unset, metavar="SIGMA",
+        help="weight of the total variation of tv and dtv, in standard deviations of the noise",
+    )  # fmt: skip
+    method.add_argument(
+        "--field-map", choices=("auto", "off"), default=unset, help="correct off-resonance with the session's field map"
+    )
+    method.add_argument(
+        "--denoising", choices=("recommended", "paper", "nlm", "tv", "mppca", "off"), default=unset,
+        help="recommended, as in the papers, non-local means, total variation, principal components of a series, none",
+    )  # fmt: skip
     method.add_argument(
         "--vial-mmol-l", nargs="+", type=float, default=unset, metavar="MMOL_L",
         help="sodium of the calibration vials from dim to bright, where the sidecar does not state it",
@@ -207,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--roi-minimum-ml", type=float, default=unset, metavar="ML", help="smallest region that enters an analysis"
     )
     method.add_argument(
-        "--roi-consensus", choices=("average", "majority", "intersection", "union"), default=unset,
+        "--roi-consensus", choices=("average", "majority", "intersection", "union", "staple"), default=unset,
         help="how the masks of several raters become one",
     )  # fmt: skip
 

@@ -2,9 +2,9 @@
 
 ::
 
-    reconstruct ──► align ──► quantify ─┐
-    template ──┬──► align               ├──► extract
-               └──► parcellate ─────────┘        diffusion ──► align, extract
+    reconstruct ──► align ──► (regularise) ──► quantify ─┐
+    template ──┬──► align                                ├──► extract
+               └──► parcellate ──────────────────────────┘        diffusion ──► align, extract
 
 One anatomy serves all sessions of a participant: the T1w image of the last session after onset (the first session
 where onset is not known). It alone is placed in the template and segmented; the sessions reach it by rigid links.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.names import output
 from bids_sodium.engine.tasks import Task, in_order
-from bids_sodium.steps import align, extract, parcellate, quantify, reconstruct
+from bids_sodium.steps import align, extract, parcellate, quantify, reconstruct, regularise
 
 if TYPE_CHECKING:
     from bids_sodium.bidsio.derivatives import Roots
@@ -123,6 +123,8 @@ class _Participant:
             task, regions = self._parcellate(reference, aligned)
             made.append(task)
         for session in self.sessions:
+            if self._regularised(session, aligned):
+                made.append(self._regularise(session, reference, aligned))
             if _has_sodium(session):
                 made.append(self._quantify(session, aligned))
             made.append(self._extract(session, reference, aligned, regions))
@@ -152,7 +154,9 @@ class _Participant:
     ) -> Task:
         written = tuple(path for path in outputs if path is not None)
         made = set(written)
-        inputs = tuple(dict.fromkeys(path for path in _paths(files) if path not in made))
+        raw = getattr(files, "kspace", None)
+        beside = session.kspace.beside if raw is not None and session.kspace is not None else ()
+        inputs = tuple(dict.fromkeys(path for path in (*_paths(files), *beside) if path not in made))
         return Task(
             name=name,
             unit=session.unit,
@@ -192,6 +196,7 @@ class _Participant:
 
     def _reconstruct(self, session: Session) -> Task:
         kspace, image = session.kspace, session.sodium
+        fieldmap = session.fieldmap if kspace and self.config.reconstruction.field_map == "auto" else None
         files = reconstruct.Files(
             kspace=kspace.path if kspace else None,
             image=None if kspace else (image.path if image else None),
@@ -200,6 +205,10 @@ class _Participant:
             real=self._sodium(session, "PDw", part="real", desc="recon") if kspace else None,
             record=self._record(session, "reconstruct"),
             roots=self.roots,
+            echoes=() if kspace else tuple(echo.path for echo in session.sodium_echoes),
+            fieldmap=None if fieldmap is None else fieldmap.path,
+            field=self._field(session),
+            series=self._series(session),
         )
         return self._task(
             "reconstruct",
@@ -210,9 +219,55 @@ class _Participant:
                 reconstruction=self.config.reconstruction,
                 receive=self.config.receive,
                 metadata=_metadata(session),
+                fieldmap={} if fieldmap is None else dict(fieldmap.sidecar),
             ),
             version=reconstruct.VERSION,
-            outputs=(files.magnitude, files.real, files.record),
+            outputs=(files.magnitude, files.real, files.field, files.series, files.record),
+            memory_gb=_raw_gb(session),
+        )
+
+    def _field(self, session: Session) -> Path | None:
+        used = session.kspace and session.fieldmap and self.config.reconstruction.field_map == "auto"
+        return self._sodium(session, "fieldmap", desc="recon") if used else None
+
+    def _series(self, session: Session) -> Path | None:
+        times = _metadata(session).get("EchoTime")
+        several = len(session.sodium_echoes) > 1 if session.kspace is None else isinstance(times, (list, tuple))
+        return self._sodium(session, "PDw", desc="echoes") if several else None
+
+    def _regularised(self, session: Session, aligned: Mapping[str, Mapping[str, Path]]) -> bool:
+        """Tell whether a regularised image is made beside the linear one."""
+        params = self.config.reconstruction
+        if session.kspace is None or not params.regularised:
+            return False
+        return not params.needs_prior or SODIUM in aligned.get(session.unit, {})
+
+    def _regularise(
+        self, session: Session, reference: Session | None, aligned: Mapping[str, Mapping[str, Path]]
+    ) -> Task:
+        assert session.kspace is not None  # noqa: S101
+        params = self.config.reconstruction
+        prior, name = _anatomy(session, reference) if params.needs_prior else (None, "")
+        files = regularise.Files(
+            kspace=session.kspace.path,
+            field=self._field(session),
+            prior=prior,
+            prior_name=name,
+            transform=None if prior is None else aligned[session.unit][SODIUM],
+            image=self._sodium(session, "PDw", desc=params.method),
+            record=self._record(session, "regularise"),
+            roots=self.roots,
+        )
+        return self._task(
+            "regularise",
+            session,
+            regularise.run,
+            files,
+            regularise.Params(reconstruction=params, metadata=_metadata(session)),
+            version=regularise.VERSION,
+            outputs=(files.image, files.record),
+            after=[f"{session.unit}.reconstruct", *([] if prior is None else [f"{session.unit}.align"])],
+            memory_gb=_raw_gb(session),
         )
 
     def _diffusion(self, session: Session) -> Task:
@@ -299,6 +354,7 @@ class _Participant:
         labels = quantify.labels(metadata, self.config.calibration)
         given = {label: session.masks[label][0].path for label in labels if label in session.masks}
         has_head = session.unit in aligned
+        regularised = self._regularised(session, aligned)
         files = quantify.Files(
             magnitude=self._sodium(session, "PDw", desc="recon"),
             real=self._sodium(session, "PDw", part="real", desc="recon") if session.kspace else None,
@@ -312,6 +368,8 @@ class _Participant:
             vial_masks=tuple(self._sodium(session, "mask", label=label) for label in labels),
             record=self._record(session, "quantify"),
             roots=self.roots,
+            regularised=self._sodium(session, "PDw", desc=self.config.reconstruction.method) if regularised else None,
+            series=self._series(session),
         )
         return self._task(
             "quantify",
@@ -326,7 +384,11 @@ class _Participant:
             ),
             version=quantify.VERSION,
             outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.record),
-            after=[f"{session.unit}.reconstruct", *([f"{session.unit}.align"] if has_head else [])],
+            after=[
+                f"{session.unit}.reconstruct",
+                *([f"{session.unit}.align"] if has_head else []),
+                *([f"{session.unit}.regularise"] if regularised else []),
+            ],
         )
 
     def _parcellate(
@@ -440,7 +502,7 @@ class _Participant:
             regions=tuple(stroke.items()) if tables else (),
             adc=adc_source if tables else None,
             adc_transform=adc_transform if tables else None,
-            records=tuple((step, self._record(s, step)) for step, s in self._records(session, reference, here)),
+            records=tuple((step, self._record(s, step)) for step, s in self._records(session, reference, aligned)),
             maps=tuple((space, self._sodium(session, "TSCmap", space=space)) for space in spaces),
             spread=tuple(
                 (name, self._sodium(session, "probseg", label=name, desc="psf"))
@@ -471,13 +533,16 @@ class _Participant:
             participant_id=session.participant_id,
             session_id=session.session_id,
             onset_to_scan_h=session.onset_to_scan_h,
-            omissions=_omissions(session, reference, stroke, lesions),
+            omissions=(
+                *_omissions(session, reference, stroke, lesions),
+                *self._unregularised(session, aligned),
+            ),
             metadata=_metadata(session),
             reconstruction=self.config.reconstruction,
             partialvolume=self.config.partialvolume,
             regions=self.config.regions,
         )
-        steps = [f"{s.unit}.{step}" for step, s in self._records(session, reference, here)]
+        steps = [f"{s.unit}.{step}" for step, s in self._records(session, reference, aligned)]
         return self._task(
             "extract",
             session,
@@ -502,18 +567,30 @@ class _Participant:
         )
 
     def _records(
-        self, session: Session, reference: Session | None, here: Mapping[str, Path]
+        self, session: Session, reference: Session | None, aligned: Mapping[str, Mapping[str, Path]]
     ) -> list[tuple[str, Session]]:
         steps: list[tuple[str, Session]] = []
         if _has_sodium(session):
-            steps += [("reconstruct", session), ("quantify", session)]
+            steps.append(("reconstruct", session))
+            if self._regularised(session, aligned):
+                steps.append(("regularise", session))
+            steps.append(("quantify", session))
         if session.dwi is not None:
             steps.append(("diffusion", session))
-        if here:
+        if aligned.get(session.unit):
             steps.append(("align", session))
         if reference is not None:
             steps += [("template", reference), ("parcellate", reference)]
         return steps
+
+    def _unregularised(
+        self, session: Session, aligned: Mapping[str, Mapping[str, Path]]
+    ) -> tuple[tuple[str, str], ...]:
+        params = self.config.reconstruction
+        if not params.regularised or not _has_sodium(session) or self._regularised(session, aligned):
+            return ()
+        why = "no k-space of the sodium scan" if session.kspace is None else "no registered proton image as its prior"
+        return ((f"reconstruction by {params.method}, the linear one stands in", why),)
 
     def _possible(self, expression: str, masks: Mapping[str, Path]) -> bool:
         from bids_sodium.tissue.rois import names_in
@@ -523,6 +600,12 @@ class _Participant:
 
 def _has_sodium(session: Session) -> bool:
     return session.kspace is not None or session.sodium is not None
+
+
+def _raw_gb(session: Session) -> float:
+    """Return the memory that raw data need: what is stored, its sorted copy and what is worked out from it."""
+    stored = 0 if session.kspace is None else session.kspace.size_bytes
+    return max(1.0, 0.5 + 3.0 * stored / 2**30)
 
 
 def _metadata(session: Session) -> Mapping[str, Any]:

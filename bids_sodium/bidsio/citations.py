@@ -64,6 +64,27 @@ _WORKS = {
         2008,
         "10.1109/TMI.2007.906087",
     ),
+    "ehrhardt": _Work(
+        "Ehrhardt M.J. and Betcke M.M.",
+        "Multicontrast MRI reconstruction with structure-guided total variation",
+        "SIAM Journal on Imaging Sciences 9:1084-1106",
+        2016,
+        "10.1137/15M1047325",
+    ),
+    "rudin": _Work(
+        "Rudin L.I., Osher S. and Fatemi E.",
+        "Nonlinear total variation based noise removal algorithms",
+        "Physica D 60:259-268",
+        1992,
+        "10.1016/0167-2789(92)90242-F",
+    ),
+    "veraart": _Work(
+        "Veraart J. and others",
+        "Denoising of diffusion MRI using random matrix theory",
+        "NeuroImage 142:394-406",
+        2016,
+        "10.1016/j.neuroimage.2016.08.016",
+    ),
     "dipy": _Work(
         "Garyfallidis E. and others",
         "Dipy, a library for the analysis of diffusion MRI data",
@@ -187,6 +208,16 @@ def boilerplate(parameters: Mapping[str, Mapping[str, Any]], *, level: str = "pa
     return Boilerplate("\n".join(lines) + "\n", "\n".join(_bibtex(key) for key in cited))
 
 
+_NLM = "Rician non-local means [@coupe] [@dipy]"
+_DENOISERS = {
+    "recommended": f"{_NLM}, series of echoes by their principal components [@veraart], with tissue means kept",
+    "nlm": _NLM,
+    "paper": _NLM,
+    "tv": "total variation [@rudin]",
+    "mppca": "the principal components of the series of echoes [@veraart]",
+}
+
+
 def _bibtex(key: str) -> str:
     authors, title, journal, year, doi = _WORKS[key]
     entries = {"author": authors, "title": title, "journal": journal, "year": year, "doi": doi}
@@ -200,9 +231,12 @@ def _opening() -> str:
 def _participant_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     recon = parameters.get("reconstruction", {})
     sentences = [_opening()]
-    method = "weighted conjugate gradients" if recon.get("method", "cg") == "cg" else "the density-compensated adjoint"
-    steps = f", {recon['iterations']} iterations" if recon.get("method", "cg") == "cg" and "iterations" in recon else ""
-    name = recon.get("filter", "none")
+    paper = recon.get("mode") == "paper"
+    chosen = "adjoint" if paper else recon.get("method", "adjoint")
+    # Whatever is made beside it, registration, calibration and partial volume read a linear image.
+    method = "weighted conjugate gradients" if chosen == "cg" else "the density-compensated adjoint"
+    steps = f", {recon['iterations']} iterations" if chosen == "cg" and "iterations" in recon else ""
+    name = "none" if paper else recon.get("filter", "none")
     window = (
         "no filter" if name == "none" else f"a {name} filter of relative width {recon.get('filter_width', 'default')}"
     )
@@ -210,8 +244,15 @@ def _participant_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"Sodium k-space, where given [@ismrmrd], was reconstructed by {method}{steps} with {window} on non-uniform "
         "fast Fourier transforms [@finufft] and analytic sample weights [@nagel]; the noise was measured in k-space."
     )
-    if parameters.get("denoising", {}).get("method", "nlm") != "off":
-        sentences.append("Magnitude images were denoised by Rician non-local means [@coupe] [@dipy].")
+    if chosen in {"tv", "dtv"}:
+        prior = " across what the proton image shows as uniform [@ehrhardt]" if chosen == "dtv" else ""
+        sentences.append(
+            f"Concentration maps rest on a second reconstruction with a penalty on its total variation{prior} of "
+            f"{recon.get('tv_weight', 1.0):g} standard deviations of the noise."
+        )
+    denoising = parameters.get("denoising", {}).get("method", "recommended")
+    if chosen not in {"tv", "dtv"} and denoising != "off":
+        sentences.append(f"Magnitude images were denoised by {_DENOISERS[denoising]}.")
     vials = parameters.get("calibration", {}).get("vial_mmol_l", ())
     named = f" of {' and '.join(f'{value:g}' for value in vials)} mmol/L" if vials else ""
     sentences.append(

@@ -29,7 +29,8 @@ from bids_sodium.core.errors import ConfigError, DataError
 __all__ = ["FILTER_KEYS", "Dataset", "Scan", "Session", "index", "read_rows"]
 
 _IMAGES = (".nii.gz", ".nii")
-_RAW_DATA = (".h5", ".mrd", ".dat", ".npz")
+_RAW_DATA = (".h5", ".hdf5", ".mrd", ".dat", ".npz", ".mat")
+_BESIDE_RAW_DATA = ("TrajectoryFile", "GradientImpulseResponse")
 _MHZ_T_OF_SODIUM = (11.0, 11.5)
 _VOLUME_COIL = re.compile(r"vol|body|birdcage", re.IGNORECASE)
 _BODY_COIL = re.compile(r"body", re.IGNORECASE)
@@ -47,7 +48,9 @@ _LONG = {
     "dir": "direction",
 }
 
-FILTER_KEYS = ("sodium", "kspace", "t1w", "flair", "t2w", "pdt2_body", "pdt2_head", "anatomy", "dwi", "adc")
+FILTER_KEYS = (
+    "sodium", "kspace", "fieldmap", "t1w", "flair", "t2w", "pdt2_body", "pdt2_head", "anatomy", "dwi", "adc",
+)  # fmt: skip
 """Keys of a filter file that the app knows; others are no error."""
 
 
@@ -65,6 +68,10 @@ class Scan:
         Metadata, merged by the inheritance principle; times in s, as BIDS has them.
     bval, bvec : Path or None
         Gradient tables of a diffusion image.
+    size_bytes : int
+        Size of raw data on disk; 0 for other files.
+    beside : tuple of Path
+        Files that raw data are read with: a trajectory, a gradient impulse response.
     """
 
     path: Path
@@ -72,6 +79,8 @@ class Scan:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     bval: Path | None = None
     bvec: Path | None = None
+    size_bytes: int = 0
+    beside: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,8 +97,12 @@ class Session:
         Magnitude sodium image.
     sodium_reference : Scan or None
         Sodium image of the same scene from the volume coil, for receive correction.
+    sodium_echoes : tuple of Scan
+        All echoes of a multi-echo sodium image, first to last; empty for a single echo.
     kspace : Scan or None
         Raw sodium data; its sidecar inherits from that of the image of the same name.
+    fieldmap : Scan or None
+        Map of the static field, of 1H or of sodium.
     t1w, flair, t2w, pdt2_body, pdt2_head : Scan or None
         Proton images by weighting and coil.
     anatomy : Scan or None
@@ -118,7 +131,9 @@ class Session:
     session_id: str | None = None
     sodium: Scan | None = None
     sodium_reference: Scan | None = None
+    sodium_echoes: tuple[Scan, ...] = ()
     kspace: Scan | None = None
+    fieldmap: Scan | None = None
     t1w: Scan | None = None
     flair: Scan | None = None
     t2w: Scan | None = None
@@ -147,6 +162,7 @@ class Session:
         """Every scan that the session holds, masks and tissue maps included."""
         named = (getattr(self, name) for name in self.__slots__)
         yield from (scan for scan in named if isinstance(scan, Scan))
+        yield from self.sodium_echoes
         yield from (scan for scans in self.masks.values() for scan in scans)
         yield from self.tissue_maps.values()
 
@@ -494,7 +510,7 @@ def _check_sodium(scan: Scan) -> None:
     """Refuse a sodium scan whose sidecar cannot carry a calibration."""
     where = str(scan.path)
     tr_s = scan.sidecar.get("RepetitionTime")
-    header_may_say = scan.path.suffix in {".h5", ".mrd"}
+    header_may_say = scan.path.suffix in {".h5", ".hdf5", ".mrd", ".dat"}
     if (tr_s is None and not header_may_say) or (tr_s is not None and not (_number(tr_s) or 0.0) > 0.0):
         raise DataError(
             "has no RepetitionTime" if tr_s is None else f"has the RepetitionTime {tr_s!r}",
@@ -573,7 +589,9 @@ class _Reader:
             blank,
             sodium=sodium,
             sodium_reference=reference,
+            sodium_echoes=_echoes(sodium, everything),
             kspace=kspace,
+            fieldmap=pick("fieldmap", [self._scan(file)[1] for file in images if file.suffix == "fieldmap"]),
             t1w=t1w,
             flair=pick("flair", [s for s in plain if _of(s, "FLAIR")]),
             t2w=pick("t2w", [s for s in plain if _of(s, "T2w")]),
@@ -626,6 +644,7 @@ class _Reader:
         return ordered[0]
 
     def _sodium(self, scans: Sequence[Scan]) -> tuple[Scan | None, Scan | None]:
+        scans = [scan for scan in scans if (_echoes(scan, scans) or (scan,))[0] is scan]
         volume = [scan for scan in scans if _from_volume_coil(scan)]
         array = [scan for scan in scans if scan not in volume]
         if not array:
@@ -645,7 +664,8 @@ class _Reader:
             scan = self._scan(file, "sourcedata")[1]
             sidecar = {**({} if twin is None else twin.sidecar), **scan.sidecar}
             if twin is not None or _is_sodium(file, sidecar, claimed=self._asked("kspace", file)):
-                found.append(replace(scan, sidecar=sidecar))
+                size = 0 if file.path in self.trees["sourcedata"].dangling else Path(file.path).stat().st_size
+                found.append(replace(scan, sidecar=sidecar, size_bytes=size, beside=_beside(file, sidecar)))
         array = [scan for scan in found if not _from_volume_coil(scan)] or found
         same = [scan for scan in array if sodium is not None and _stem(scan) == _stem(sodium)]
         return self._pick("kspace", same or array)
@@ -694,6 +714,28 @@ def _nearest(scans: Sequence[Scan]) -> list[Scan]:
     """Return the session's own files, or the participant's where it has none, plainest first."""
     own = [scan for scan in scans if "ses" in scan.entities]
     return sorted(own or scans, key=_plainness)
+
+
+def _beside(file: _File, sidecar: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return the files that a sidecar names for its raw data and that are there; reading says which are not."""
+    names: list[str] = []
+    for key in _BESIDE_RAW_DATA:
+        value = sidecar.get(key, ())
+        names += [value] if isinstance(value, str) else [str(name) for name in value if isinstance(name, str)]
+    paths = [Path(file.folder, name) for name in names]
+    return tuple(path for path in paths if path.is_file())
+
+
+def _echoes(first: Scan | None, scans: Sequence[Scan]) -> tuple[Scan, ...]:
+    """Return the scans that differ from the chosen one in their echo alone, in order."""
+    if first is None or "echo" not in first.entities:
+        return ()
+
+    def apart(scan: Scan) -> dict[str, str]:
+        return {key: value for key, value in scan.entities.items() if key != "echo"}
+
+    same = [scan for scan in scans if "echo" in scan.entities and apart(scan) == apart(first)]
+    return tuple(sorted(same, key=_plainness)) if len(same) > 1 else ()
 
 
 def _plainness(scan: Scan) -> tuple[int, int, int, int, str]:

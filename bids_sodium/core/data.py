@@ -143,11 +143,12 @@ class Trajectory:
     k_per_mm : (n_shots, n_samples, 3) ndarray
         Sample positions in cycles/mm along the axes of the image grid.
     t_ms : (n_samples,) ndarray
-        Time of each sample from the start of the readout, in ms (centre of its dwell).
+        Time of each sample from the start of the readout, in ms (centre of its dwell). Raw Cartesian data count from
+        the centre of k-space, which is where their echo time lies, and begin below zero.
     solid_angle_sr : (n_shots,) ndarray or None
         Share of the sphere that each shot stands for, in sr; ``None`` where it is unknown.
     kind : str
-        ``"radial"``, ``"cones"``, ``"twisted"``, ``"cartesian"`` or ``"imported"``.
+        ``"radial"``, ``"cones"``, ``"twisted"``, ``"floret"``, ``"cartesian"`` or ``"imported"``.
     """
 
     k_per_mm: NDArray[np.floating]
@@ -193,11 +194,20 @@ class KSpace:
     grid : Grid
         The image grid that the scanner would reconstruct to (encoded matrix and field of view).
     te_ms, tr_ms : float
-        Echo time (start of the readout) and repetition time, in ms; ``nan`` where the header does not say.
+        Echo time (time zero of the trajectory) and repetition time, in ms; ``nan`` where the header does not say.
     flip_deg : float
         Flip angle, in degrees; ``nan`` where the header does not say.
     frequency_mhz : float
         Centre frequency, in MHz; ``nan`` where the header does not say.
+    noise : (n_coils, n) complex ndarray or None
+        Samples of a noise scan, brought to the bandwidth and averages of ``samples`` where the header tells both;
+        without that only their correlation between channels, not their level, is that of the samples.
+    n_averages : int
+        Readouts that were averaged into each readout; noise measured from ``samples`` is that after averaging.
+    n_echoes : int
+        Echoes in the file, of which this is one.
+    notes : tuple of str
+        What was left out, assumed or averaged while reading.
     """
 
     samples: NDArray[np.complexfloating]
@@ -207,6 +217,10 @@ class KSpace:
     tr_ms: float = float("nan")
     flip_deg: float = float("nan")
     frequency_mhz: float = float("nan")
+    noise: NDArray[np.complexfloating] | None = None
+    n_averages: int = 1
+    n_echoes: int = 1
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 3:
@@ -217,9 +231,15 @@ class KSpace:
                 f"{self.trajectory.n_shots} x {self.trajectory.n_samples}",
                 hint="check that the trajectory belongs to this acquisition",
             )
-        if not np.isfinite(self.samples).all():
-            bad = int((~np.isfinite(self.samples)).sum())
+        # Channel by channel, because raw data may fill most of the memory.
+        bad = sum(int((~np.isfinite(channel)).sum()) for channel in self.samples)
+        if bad:
             raise DataError(f"{bad} of {self.samples.size} k-space samples are NaN or infinite", hint="export it again")
+        if self.noise is not None and (self.noise.ndim != 2 or self.noise.shape[0] != self.samples.shape[0]):
+            raise DataError(
+                f"noise of shape {self.noise.shape} for {self.samples.shape[0]} channels",
+                hint="give noise as (coils, samples), one row for each channel of the data",
+            )
 
     @property
     def n_coils(self) -> int:

@@ -8,10 +8,11 @@ import numpy as np
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, planned, too_few
+from bids_sodium.group._planning import add_sizes
 from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
 from bids_sodium.group.rows import METHODS, persons
 
-__all__ = ["comparisons", "joint", "lesions", "methods", "sites"]
+__all__ = ["comparisons", "joint", "lesions", "methods", "planning", "sites"]
 
 
 def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
@@ -344,4 +345,40 @@ def methods(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, e
                     )
     return ledger.close(
         text="The main differences were made with every partial-volume method, to see what hangs on it."
+    )
+
+
+def planning(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+    """How many patients a neuroprotection trial needs that keeps a share of the difference from coming about."""
+    del rng, eliminations
+    course = course_pairs(p)
+    if not course:
+        raise DataError("one MS group only: there is no course that a treatment could change")
+    last, first = course[0]
+    for variable in ("tsc_cgm", "tsc_dgm", "tsc_nawm", "tsc_t2lesion"):
+        found = next(
+            (c for c in view.comparisons if c.variable == variable and (c.first, c.second) == (last, first)), None
+        )
+        if found is None or found.result is None:
+            ledger.skip(variable, found.reason if found else f"{last} and {first} are not compared on it")
+            continue
+        r = found.result
+        note = f"mmol/L, residual of the comparison of {last} and {first}" + (
+            f" adjusted for {listing(found.covariates)}" if found.covariates else ""
+        )
+        add_sizes(
+            ledger,
+            {"subset": f"{last} and {first}", "outcome": label(variable), "term": "effect of "},
+            effects=[
+                (f"{100 * share:g} % of {r.estimate:.2g} mmol/L", share * r.estimate) for share in p.trial.ms_effects
+            ],
+            sd=r.model.sigma,
+            sd_df=r.model.df,
+            trial=p.trial,
+            confidence=p.confidence,
+            note=note,
+        )
+    return ledger.close(
+        text=f"A trial would keep a share of the difference between {last} and {first} from coming about; the spread "
+        "within an arm is the residual of that comparison."
     )

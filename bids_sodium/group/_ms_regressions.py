@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bids_sodium.stats.regression import Elimination, Ols
 
-__all__ = ["bootstrap", "ordinal", "regressions", "univariable"]
+__all__ = ["bootstrap", "ordinal", "plans", "regressions", "univariable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class _Plan:
     absent: tuple[str, ...]
 
 
-def _plans(view: View, p: MsParams) -> list[_Plan]:
+def plans(view: View, p: MsParams) -> list[_Plan]:
     plans = []
     for subset, candidates, forced in (
         ("patients", p.candidates_all, p.forced_all),
@@ -63,7 +63,7 @@ def univariable(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
     from bids_sodium.stats.regression import backward
 
     start = len(ledger)
-    for plan in _plans(view, p):
+    for plan in plans(view, p):
         name = f"{plan.outcome}, {plan.subset}"
         with ledger.part(name):
             if plan.outcome not in view.people or not len(view.people):
@@ -170,7 +170,7 @@ def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
     )
 
 
-def _model_row(found: Elimination, subset: str, outcome: str, fit: Ols) -> dict[str, Any]:
+def _model_row(found: Elimination[Ols], subset: str, outcome: str, fit: Ols) -> dict[str, Any]:
     row: dict[str, Any] = {
         "subset": subset,
         "outcome": outcome,
@@ -202,7 +202,7 @@ def _design(rows: pd.DataFrame, terms: Iterable[str]) -> tuple[NDArray[np.float6
     return np.column_stack([np.ones(len(rows)), *columns]), ("intercept", *names)
 
 
-def _sensitivity(view: View, p: MsParams, found: Elimination, subset: str) -> list[dict[str, Any]]:
+def _sensitivity(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> list[dict[str, Any]]:
     """Coefficients of the retained terms with age, sex and duration added."""
     from bids_sodium.stats.regression import ols
 
@@ -231,7 +231,7 @@ def _sensitivity(view: View, p: MsParams, found: Elimination, subset: str) -> li
 
 
 def _selection(
-    view: View, p: MsParams, found: Elimination, subset: str, rng: np.random.Generator
+    view: View, p: MsParams, found: Elimination[Ols], subset: str, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     from bids_sodium.stats.regression import selection_frequency
 
@@ -253,7 +253,7 @@ def _selection(
     ]
 
 
-def _partial(view: View, p: MsParams, found: Elimination, subset: str) -> list[dict[str, Any]]:
+def _partial(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> list[dict[str, Any]]:
     """Points of the partial-regression plots: residuals of outcome and term on the rest of the model."""
     from bids_sodium.stats.regression import ols
 

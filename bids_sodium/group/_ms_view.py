@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.group._planning import TrialParams
 from bids_sodium.group.results import listing, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_sodium.stats.regression import Elimination, GroupDifference
+    from bids_sodium.stats.regression import Elimination, GroupDifference, Ols
 
 __all__ = [
     "TSC_COVARIATE",
@@ -141,6 +142,9 @@ class MsParams:
     minimum_group: int = 3
     """Fewest members of a group that is compared."""
 
+    trial: TrialParams = field(default_factory=TrialParams)
+    """The trial that is planned."""
+
     n_resamples: int = 10_000
     """Bootstrap resamples of the final models; the paper drew 1000."""
 
@@ -253,7 +257,7 @@ class View:
         return self.people[name].to_numpy(dtype=np.float64)
 
 
-Known = dict[tuple[str, str], "Elimination"]
+Known = dict[tuple[str, str], "Elimination[Ols]"]
 
 
 def course_pairs(p: MsParams) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bids_sodium.core.errors import EstimationError
+from bids_sodium.group._planning import add_sizes
 from bids_sodium.group._stroke_view import WINDOW, StrokeParams, joined, need, outcome, per_subject
 from bids_sodium.group.results import Analysis, Ledger, mean_of, plural
 from bids_sodium.group.rows import Scans
@@ -15,7 +16,7 @@ from bids_sodium.group.rows import Scans
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["exclusions", "regions", "regions_time"]
+__all__ = ["exclusions", "planning", "regions", "regions_time"]
 
 
 def exclusions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
@@ -194,3 +195,44 @@ def _region_anova(rows: pd.DataFrame, regions: list[str], contrast: str, p: Stro
             note=f"epsilon {effect.greenhouse_geisser:.3f}; under sphericity p {effect.p:.4g}; "
             f"generalised eta squared {effect.ges:.3f}",
         )
+
+
+def planning(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
+    """How many patients a trial needs that wants to change a region's course."""
+    del rng
+    from bids_sodium.stats.comparisons import mixed
+
+    for contrast, names in (("na", p.na_regions), ("tsc", p.na_regions), ("adc", p.adc_regions)):
+        for roi in dict.fromkeys((p.curve_region, *names)):
+            rows = view.points[(view.points["contrast"] == contrast) & (view.points["roi"] == roi)]
+            with ledger.part(f"{roi}, {contrast}"):
+                people = int(rows["participant_id"].nunique())
+                need(people, p.minimum_subjects, f"{contrast} of {roi}")
+                if len(rows) < people + 2:
+                    raise EstimationError(
+                        f"{plural(len(rows), 'scan')} of {plural(people, 'subject')} do not tell the spread of a scan "
+                        "from that between subjects"
+                    )
+                time = rows["t_h"].to_numpy() - float(np.mean(p.marginal_h))
+                fit = mixed(
+                    rows["percent"],
+                    np.column_stack([np.ones(len(rows)), time]),
+                    rows["participant_id"].to_numpy(),
+                    names=("mean", "slope"),
+                    confidence=p.confidence,
+                )
+                between, within = float(fit.sd_random[0]), float(fit.sigma)
+                add_sizes(
+                    ledger,
+                    {"subset": f"{roi}, one scan a patient", "outcome": outcome(contrast), "term": "effect of "},
+                    effects=[(f"{effect:g} points", effect) for effect in p.trial.stroke_effects],
+                    sd=float(np.hypot(between, within)),
+                    sd_df=people - 1,
+                    trial=p.trial,
+                    confidence=p.confidence,
+                    note=f"from {plural(people, 'subject')}: {between:.3g} between subjects, {within:.3g} within",
+                )
+    return ledger.close(
+        text="The size of a trial of two equal arms follows from the spread of a scan at one time after onset: "
+        "variance between subjects plus variance within, from percent ~ time + (1 | subject)."
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bids_sodium.core.errors import EstimationError
+from bids_sodium.group._planning import TrialParams
 from bids_sodium.group.results import plural
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class StrokeParams:
 
     equivalence_ratio: float = 1.25
     """Volumes within this ratio of each other count as equivalent, no unit (the 80-125 % rule of bioequivalence)."""
+
+    trial: TrialParams = field(default_factory=TrialParams)
+    """The trial that is planned."""
 
     n_resamples: int = 10_000
     """Resamples of subjects for bands, and permutations of subjects."""

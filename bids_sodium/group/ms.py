@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, sites
+from bids_sodium.group._ms_federated import Summary, analyse_summaries, summaries
+from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, planning, sites
 from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, univariable
 from bids_sodium.group._ms_tables import participants, table1, table2
 from bids_sodium.group._ms_view import Known, MsParams, View, clinical, compare, drop_raw_scores, label
@@ -23,7 +24,7 @@ from bids_sodium.group.rows import persons
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MsParams", "analyse", "clinical", "label"]
+__all__ = ["MsParams", "Summary", "analyse", "analyse_summaries", "clinical", "label", "summarise"]
 
 
 def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.Generator | None = None) -> Study:
@@ -44,7 +45,8 @@ def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.
     -------
     Study
         ``participants``, ``table1``, ``table2``, ``comparisons``, ``joint``, ``lesions``, ``univariable``,
-        ``regressions``, ``bootstrap``, ``ordinal``, ``sites`` and ``methods``, each done or left out with its reason.
+        ``regressions``, ``bootstrap``, ``ordinal``, ``sites``, ``methods`` and ``planning``, each done or left out with
+        its reason.
 
     Raises
     ------
@@ -62,15 +64,7 @@ def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.
     """
     p = params or MsParams()
     generator = np.random.default_rng(0) if rng is None else rng
-    read = persons(table, method=p.method, group_aliases=p.group_aliases)
-    people, notes = read.table, list(read.notes)
-    try:
-        people = clinical(people)
-    except DataError as error:
-        notes.append(f"the timed walk was left out: {error.what}")
-        people = clinical(people.drop(columns="t25fw_s"))
-    people, raw = drop_raw_scores(people, p)
-    view = View(long=table, people=people, method=read.method, excluded=read.excluded, notes=(*notes, *raw))
+    view = _view(table, p)
     view = replace(view, comparisons=tuple(compare(view, p)))
     done = []
     eliminations: Known = {}
@@ -82,6 +76,44 @@ def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.
             analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
         done.append(analysis)
     return Study(study="ms", analyses=tuple(done))
+
+
+def summarise(table: pd.DataFrame, params: MsParams | None = None, *, default_site: str) -> tuple[Summary, ...]:
+    """Return what a site may share instead of its rows.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As for `analyse`.
+    params : MsParams, optional
+        What is compared.
+    default_site : str
+        Name of the site where the table has no column ``site``.
+
+    Returns
+    -------
+    tuple of Summary
+        Cross-products of every linear model, cells of fewer than five people withheld.
+
+    Raises
+    ------
+    DataError
+        As `analyse`.
+    """
+    p = params or MsParams()
+    return summaries(_view(table, p), p, default_site=default_site)
+
+
+def _view(table: pd.DataFrame, p: MsParams) -> View:
+    read = persons(table, method=p.method, group_aliases=p.group_aliases)
+    people, notes = read.table, list(read.notes)
+    try:
+        people = clinical(people)
+    except DataError as error:
+        notes.append(f"the timed walk was left out: {error.what}")
+        people = clinical(people.drop(columns="t25fw_s"))
+    people, raw = drop_raw_scores(people, p)
+    return View(long=table, people=people, method=read.method, excluded=read.excluded, notes=(*notes, *raw))
 
 
 _Make = Callable[[View, MsParams, np.random.Generator, Ledger, Known], Analysis]
@@ -98,4 +130,5 @@ _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("ordinal", "Proportional odds of the EDSS", ordinal),
     ("sites", "Sites", sites),
     ("methods", "Sensitivity to the partial-volume correction", methods),
+    ("planning", "Size of a trial to come", planning),
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._stroke_curves import adc, courses, sigmoid
-from bids_sodium.group._stroke_regions import exclusions, regions, regions_time
+from bids_sodium.group._stroke_regions import exclusions, planning, regions, regions_time
 from bids_sodium.group._stroke_view import StrokeParams
 from bids_sodium.group._stroke_volumes import correlations, prediction, volumes
 from bids_sodium.group.results import Analysis, Ledger, Study, empty_results
@@ -41,8 +41,8 @@ def analyse(table: pd.DataFrame, params: StrokeParams | None = None, rng: np.ran
     Returns
     -------
     Study
-        ``exclusions``, ``regions``, ``sigmoid``, ``adc``, ``courses``, ``regions_time``, ``volumes``, ``prediction``
-        and ``correlations``, each done or left out with its reason.
+        ``exclusions``, ``regions``, ``sigmoid``, ``adc``, ``courses``, ``regions_time``, ``volumes``, ``prediction``,
+        ``correlations`` and ``planning``, each done or left out with its reason.
 
     Raises
     ------
@@ -82,4 +82,5 @@ _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("volumes", "Volumes of oedema and final necrosis", volumes),
     ("prediction", "Prediction of the final necrotic volume", prediction),
     ("correlations", "Rank correlations", correlations),
+    ("planning", "Size of a trial to come", planning),
 )

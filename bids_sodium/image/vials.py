@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import DataError, EstimationError, GeometryError
-from bids_sodium.image.denoising import correct_noise_floor
+from bids_sodium.image.magnitude import correct_noise_floor
 
 if TYPE_CHECKING:
     from bids_sodium.image.calibration import CalibrationParams

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.errors import ConfigError, DataError
 
-__all__ = ["Combination", "combine", "noise_covariance", "noise_sigma", "whitening"]
+__all__ = ["Combination", "combine", "noise_covariance", "noise_sigma", "sensitivities", "whitening"]
 
 _MAD_TO_SD = 1.4826022185056018
 _SECOND_DIFFERENCE_SD = np.sqrt(6.0)
-COMBINATIONS = ("adaptive", "sos")
+COMBINATIONS = ("adaptive", "sense", "sos")
+_SLAB_VOXELS = 1 << 16
+_POWER_ITERATIONS = 10
+_TRACE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,16 +73,20 @@ def noise_sigma(samples: NDArray[np.complexfloating], *, last: int = 64) -> NDAr
     return np.asarray(np.median(np.abs(parts), axis=-1) * (_MAD_TO_SD / _SECOND_DIFFERENCE_SD), dtype=np.float64)
 
 
-def noise_covariance(samples: NDArray[np.complexfloating], *, last: int = 64) -> NDArray[np.complex128]:
+def noise_covariance(
+    samples: NDArray[np.complexfloating], noise: NDArray[np.complexfloating] | None = None, *, last: int = 64
+) -> NDArray[np.complex128]:
     """Return the noise covariance of the real (= imaginary) parts between channels.
 
-    Scales come from `noise_sigma`, correlations from second differences within 3.5 standard deviations in every
-    channel.
+    Scales come from `noise_sigma`, correlations from a noise scan where there is one, else from second differences
+    within 3.5 standard deviations in every channel.
 
     Parameters
     ----------
     samples : (n_coils, n_shots, n_samples) complex ndarray
         K-space.
+    noise : (n_coils, n) complex ndarray, optional
+        Samples of a noise scan, whose bandwidth and so whose level may be another.
     last : int
         How many samples of each readout are used.
 
@@ -92,14 +99,20 @@ def noise_covariance(samples: NDArray[np.complexfloating], *, last: int = 64) ->
     ------
     DataError
         If a channel holds no noise at all.
+
+    References
+    ----------
+    Pruessmann 2001, doi:10.1002/mrm.1241 (noise correlation of channels).
     """
     sigma = noise_sigma(samples, last=last)
-    if not (sigma > 0).all():
-        empty = ", ".join(str(i) for i in np.flatnonzero(sigma <= 0))
-        raise DataError(f"channel(s) {empty} hold no noise", hint="leave out channels that were switched off")
-    scaled = _second_differences(samples, last).reshape(samples.shape[0], -1).astype(np.complex128)
-    scaled = scaled / (sigma[:, None] * _SECOND_DIFFERENCE_SD)
-    kept = scaled[:, (np.abs(scaled) < 3.5 * np.sqrt(2.0)).all(axis=0)]
+    _require_noise(sigma)
+    if noise is None:
+        scaled = _second_differences(samples, last).reshape(samples.shape[0], -1)
+        scaled = scaled / (sigma[:, None] * _SECOND_DIFFERENCE_SD).astype(np.float32)
+        kept = scaled[:, (np.abs(scaled) < 3.5 * np.sqrt(2.0)).all(axis=0)].astype(np.complex128)
+    else:
+        kept = noise.astype(np.complex128)
+        _require_noise(np.abs(kept).max(axis=1))
     correlation = kept @ kept.conj().T
     norm = np.sqrt(np.diag(correlation).real)
     return np.asarray(correlation / np.outer(norm, norm) * np.outer(sigma, sigma))
@@ -145,8 +158,7 @@ def combine(images: NDArray[np.complexfloating], method: str = "adaptive", *, wi
     """Combine the whitened images of the channels.
 
     ``"adaptive"`` projects each voxel on the main eigenvector of the channels' covariance over its neighbourhood, which
-    keeps the noise level of a channel and the phase of the channel with the most signal. ``"sos"`` is the root of the
-    sum of squares.
+    keeps the noise level of a channel. ``"sos"`` is the root of the sum of squares.
 
     Parameters
     ----------
@@ -169,7 +181,7 @@ def combine(images: NDArray[np.complexfloating], method: str = "adaptive", *, wi
 
     References
     ----------
-    Walsh 2000, Magn Reson Med 43:682.
+    Walsh 2000, doi:10.1002/(SICI)1522-2594(200005)43:5<682::AID-MRM10>3.0.CO;2-G.
 
     Examples
     --------
@@ -177,28 +189,92 @@ def combine(images: NDArray[np.complexfloating], method: str = "adaptive", *, wi
     >>> round(float(abs(combine(coil).image[4, 4, 4])), 4)
     5.0
     """
-    if method not in COMBINATIONS:
-        raise ConfigError(f"unknown coil combination '{method}'", hint=f"choose one of {', '.join(COMBINATIONS)}")
-    n = images.shape[0]
-    if n == 1:
+    if method not in ("adaptive", "sos"):
+        raise ConfigError(f"unknown coil combination '{method}'", hint="choose one of adaptive, sos")
+    if images.shape[0] == 1:
         return Combination(images[0], np.ones_like(images))
+    vectors = sensitivities(images, window=window)
+    combined = np.empty(images.shape[1:], dtype=images.dtype)
+    for x in range(images.shape[1]):
+        if method == "sos":
+            combined[x] = np.sqrt(np.einsum("cyz,cyz->yz", images[:, x], images[:, x].conj()).real)
+        else:
+            combined[x] = np.einsum("cyz,cyz->yz", vectors[:, x].conj(), images[:, x])
+    return Combination(combined, vectors)
+
+
+def sensitivities(images: NDArray[np.complexfloating], *, window: int = 5) -> NDArray[np.complex64]:
+    """Return each voxel's main direction among the channels, a unit vector.
+
+    It is the main eigenvector of ``sum x x^H`` over the neighbourhood of the voxel, found by power iteration. Its
+    product with the main eigenvector of the whole image is real, so that the combined image has the smooth phase of one
+    large coil.
+
+    Parameters
+    ----------
+    images : (n_coils, nx, ny, nz) complex ndarray
+        Images of equal and independent noise.
+    window : int
+        Edge of the neighbourhood, in voxels.
+
+    Returns
+    -------
+    (n_coils, nx, ny, nz) complex64 ndarray
+        Sensitivities relative to their root of the sum of squares.
+
+    Examples
+    --------
+    >>> coil = np.ones((8, 8, 8)) * np.array([3.0, 4.0j])[:, None, None, None]
+    >>> np.abs(sensitivities(coil)[:, 4, 4, 4]).astype(float).round(3).tolist()
+    [0.6, 0.8]
+    """
     from scipy.ndimage import uniform_filter
 
-    covariance = np.empty((*images.shape[1:], n, n), dtype=np.complex64)
-    for i in range(n):
-        for j in range(i + 1):
-            product = images[i] * images[j].conj()
-            smooth = uniform_filter(product.real, window) + 1j * uniform_filter(product.imag, window)
-            covariance[..., i, j], covariance[..., j, i] = smooth, smooth.conj()
-    vector = np.linalg.eigh(covariance)[1][..., -1]
-    strongest = int(np.argmax(np.einsum("cxyz,cxyz->c", images, images.conj()).real))
-    reference = vector[..., strongest]
-    phase = np.where(np.abs(reference) > 0, reference / np.maximum(np.abs(reference), 1e-12), 1.0)
-    vector = np.moveaxis(vector / phase[..., None], -1, 0)
-    if method == "sos":
-        power = np.einsum("cxyz,cxyz->xyz", images, images.conj()).real
-        return Combination(np.sqrt(power).astype(np.complex64), vector)
-    return Combination(np.einsum("cxyz,cxyz->xyz", vector.conj(), images), vector)
+    n, nx = images.shape[:2]
+    flat = images.reshape(n, -1)
+    whole = np.linalg.eigh(np.asarray(flat @ flat.conj().T, dtype=np.complex128))[1][:, -1].astype(np.complex64)
+    vectors = np.empty(images.shape, dtype=np.complex64)
+    half = window // 2
+    # Slab by slab: the covariance of every voxel at once would be n times the size of the images.
+    thick = max(1, _SLAB_VOXELS // int(np.prod(images.shape[2:])))
+    for start in range(0, nx, thick):
+        stop = min(start + thick, nx)
+        low, high = max(start - half, 0), min(stop + half, nx)
+        slab, inner = images[:, low:high], slice(start - low, stop - low)
+        covariance = np.empty((n, n, stop - start, *images.shape[2:]), dtype=np.complex64)
+        for i in range(n):
+            for j in range(i + 1):
+                product = slab[i] * slab[j].conj()
+                smooth = uniform_filter(product.real, window) + 1j * uniform_filter(product.imag, window)
+                covariance[i, j] = smooth[inner]
+                covariance[j, i] = covariance[i, j].conj()
+        vectors[:, start:stop] = _main_eigenvectors(covariance, whole)
+    return vectors
+
+
+def _main_eigenvectors(covariance: NDArray[np.complex64], reference: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Return the main eigenvectors (n, ...) of (n, n, ...), their product with a reference real and positive."""
+    n = covariance.shape[0]
+    shape = covariance.shape[2:]
+    vector = np.broadcast_to(reference.reshape(n, *(1,) * len(shape)), (n, *shape))
+    for _ in range(_POWER_ITERATIONS):
+        # A trace of the start stays in, so that a voxel without signal keeps a vector of length one.
+        moved = np.float32(_TRACE) * vector
+        scale = np.einsum("ii...->...", covariance).real + np.float32(1e-30)
+        for i in range(n):
+            for j in range(n):
+                moved[i] += covariance[i, j] / scale * vector[j]
+        vector = moved / np.sqrt(np.einsum("c...,c...->...", moved, moved.conj()).real)
+    product = np.einsum("c,c...->...", reference.conj(), vector)
+    size = np.abs(product)
+    turn = np.where(size > 1e-6, product / np.maximum(size, 1e-6), 1.0)
+    return np.asarray(vector * turn.conj(), dtype=np.complex64)
+
+
+def _require_noise(sigma: NDArray[np.floating]) -> None:
+    if not (sigma > 0).all():
+        empty = ", ".join(str(i) for i in np.flatnonzero(~(sigma > 0)))
+        raise DataError(f"channel(s) {empty} hold no noise", hint="leave out channels that were switched off")
 
 
 def _second_differences(samples: NDArray[np.complexfloating], last: int) -> NDArray[np.complexfloating]:

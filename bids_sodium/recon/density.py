@@ -1,10 +1,15 @@
 """What volume of k-space each sample stands for, and filters over k-space.
 
-For readouts that leave the centre, ``w = Omega k^2 (dk/dt) dt`` with the solid angle ``Omega`` of the shot. The sum
-over samples replaces an integral, so its error near the centre, where a step is large against the width of a head's
-spectrum, becomes an error of the image's gain. A smooth factor of ``k`` close to one, the least-squares answer to
-"balls of 40 to 110 mm radius come out as a full sphere of k-space would show them", takes that error away.
-Other trajectories get weights by iteration (Pipe and Menon).
+For readouts that leave the centre, ``w = Omega k^2 (dk/dt) dt`` with the solid angle ``Omega`` of the shot: stated by
+the trajectory (a cone's band, an equal share), the area of its Voronoi cell, or for shots of overlapping hubs one over
+the sum of their densities. Where gradients lag differently along different axes the change of volume that this makes
+is a factor more. The sum over samples replaces an integral, so its error near the centre, where a step is large against
+the width of a head's spectrum, becomes an error of the image's gain. A smooth factor of ``k`` close to one, the
+least-squares answer to "balls of 40 to 110 mm radius come out as a full sphere of k-space would show them", takes that
+error away.
+
+Other trajectories get weights by iteration (Pipe and Menon), until smoothed sampling is as dense as smoothed covered
+k-space: one inside, less at its edge and over gaps, where weights would otherwise make up for what is not there.
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.data import Grid, Trajectory
 from bids_sodium.core.errors import ConfigError, DataError
+from bids_sodium.recon._lag import without_lag
 
 __all__ = ["FILTERS", "WeightParams", "filter_response", "gain", "kspace_filter", "sample_weights", "solid_angles"]
 
-FILTERS = ("none", "gaussian", "hamming", "hann")
-_METHODS = ("auto", "analytic", "pipe-menon")
+FILTERS = ("none", "gaussian", "hamming", "hann", "fermi")
+_METHODS = ("auto", "analytic", "voronoi", "pipe-menon")
 _BALL_RADII_MM = (40.0, 55.0, 70.0, 85.0, 95.0, 110.0)
 _CORE = 0.75
+_START = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +37,11 @@ class WeightParams:
     """How samples are weighted."""
 
     method: str = "auto"
-    """``analytic`` for centre-out readouts, ``pipe-menon`` for any trajectory, ``auto`` chooses."""
+    """``analytic`` for centre-out readouts, with the solid angles that the trajectory states; ``voronoi`` for the same
+    with those of Voronoi cells; ``pipe-menon`` for any trajectory; ``auto`` chooses."""
 
     refine: bool = True
-    """Whether the analytic weights are corrected so that balls have gain one."""
+    """Whether weights are corrected by a factor of k so that balls of any size have gain one."""
 
     smoothness: float = 0.1
     """Penalty on the correction's distance from one, per unit of relative image error."""
@@ -91,23 +99,34 @@ def sample_weights(
     k = _radii(trajectory)
     if not k.max() > 0:
         raise DataError("every sample lies at the centre of k-space", hint="check the trajectory")
-    method = params.method
-    if method == "auto":
-        if trajectory.kind == "cartesian" and (cell := _lattice_cell(trajectory)) is not None:
-            return np.full(k.shape, cell)
-        method = "analytic" if _leaves_centre(k) else "pipe-menon"
-    if method == "pipe-menon":
-        return _pipe_menon(trajectory, grid, params, threads)
-    if not _leaves_centre(k):
+    if params.method == "auto" and trajectory.kind == "cartesian" and (cell := _lattice_cell(trajectory)) is not None:
+        return np.full(k.shape, cell)
+    begins = k[:, 0].max() < _START * k.max()
+    even = without_lag(trajectory) if begins and params.method != "pipe-menon" else None
+    even_k = k if even is None or even[0] is trajectory else _radii(even[0])
+    outward = even is not None and _leads_outwards(even_k)
+    if params.method == "pipe-menon" or (params.method == "auto" and not outward):
+        weights = _pipe_menon(trajectory, grid, params, threads)
+        if params.refine:
+            nodes = np.unique(np.quantile(k, np.linspace(0.0, 1.0, 200)))
+            edge = float(np.cbrt(3.0 * weights.sum() / (4.0 * np.pi)))
+            weights = _refined(k, weights, nodes, edge, params.smoothness)
+        return np.asarray(weights / gain(trajectory, weights, params.ball_mm))
+    if even is None or not outward:
         raise DataError(
             "the readouts do not lead from the centre to the edge of k-space, so they have no analytic weights",
             hint="use pipe-menon weights, or check the trajectory",
         )
-    omega = solid_angles(trajectory)
-    step = np.gradient(k, axis=1)
-    edge = float(np.average(k[:, -1] + step[:, -1] / 2.0, weights=omega))
-    weights = np.maximum(omega[:, None] * k**2 * step, 0.0)
-    return _refined(k, weights, omega, edge, params.smoothness) if params.refine else weights
+    weights, omega = _shells(even[0], even_k, stated=params.method != "voronoi")
+    weights = weights * even[1]
+    if not params.refine:
+        return weights
+    nodes = np.unique(np.average(k, axis=0, weights=omega))
+    if nodes.size > 400:
+        # Steps matter near the centre; further out a factor at every fourth sample is smooth enough.
+        nodes = np.unique(np.concatenate([nodes[:200], nodes[200 :: max(1, nodes.size // 200)], nodes[-1:]]))
+    edge = float(np.average(1.5 * k[:, -1] - k[:, -2] / 2.0, weights=omega))
+    return _refined(k, weights, nodes, edge, params.smoothness)
 
 
 def gain(trajectory: Trajectory, weights: NDArray[np.floating], ball_mm: float = 190.0) -> float:
@@ -135,7 +154,7 @@ def gain(trajectory: Trajectory, weights: NDArray[np.floating], ball_mm: float =
     return float((weights * response).sum())
 
 
-def solid_angles(trajectory: Trajectory) -> NDArray[np.float64]:
+def solid_angles(trajectory: Trajectory, *, stated: bool = True) -> NDArray[np.float64]:
     """Return the share of the sphere of each shot, in sr; it sums to ``4 pi``.
 
     Where the trajectory does not state it, it is the area of the Voronoi cell of the end of the shot; shots that end
@@ -145,6 +164,8 @@ def solid_angles(trajectory: Trajectory) -> NDArray[np.float64]:
     ----------
     trajectory : Trajectory
         Centre-out trajectory.
+    stated : bool
+        Whether what the trajectory states is taken.
 
     Returns
     -------
@@ -163,7 +184,7 @@ def solid_angles(trajectory: Trajectory) -> NDArray[np.float64]:
     >>> round(float(solid_angles(Trajectory(ends, np.array([1.0, 2.0]))).sum() / np.pi), 6)
     4.0
     """
-    if trajectory.solid_angle_sr is not None:
+    if stated and trajectory.solid_angle_sr is not None:
         return np.asarray(trajectory.solid_angle_sr, dtype=np.float64)
     from scipy.spatial import SphericalVoronoi
 
@@ -181,24 +202,29 @@ def solid_angles(trajectory: Trajectory) -> NDArray[np.float64]:
     return np.asarray(shares * (4.0 * np.pi / shares.sum()), dtype=np.float64)
 
 
-def kspace_filter(trajectory: Trajectory, name: str, width: float) -> NDArray[np.float64]:
+def kspace_filter(trajectory: Trajectory, name: str, width: float, transition: float = 0.05) -> NDArray[np.float64]:
     """Return a filter's value at each sample, (n_shots, n_samples); see `filter_response`."""
     k = _radii(trajectory)
-    return filter_response(k / k.max(), name, width)
+    return filter_response(k / k.max(), name, width, transition)
 
 
-def filter_response(share: NDArray[np.floating], name: str, width: float) -> NDArray[np.float64]:
+def filter_response(
+    share: NDArray[np.floating], name: str, width: float, transition: float = 0.05
+) -> NDArray[np.float64]:
     """Return a k-space filter as a function of ``k / k_max``.
 
     Parameters
     ----------
     share : ndarray
         ``k / k_max``.
-    name : {"none", "gaussian", "hamming", "hann"}
-        ``exp(-share^2 / (2 width^2))``, ``0.54 + 0.46 cos(pi share / width)``, ``0.5 + 0.5 cos(pi share / width)``;
-        the last two are constant beyond ``share = width``.
+    name : {"none", "gaussian", "hamming", "hann", "fermi"}
+        ``exp(-share^2 / (2 width^2))``, ``0.54 + 0.46 cos(pi share / width)``, ``0.5 + 0.5 cos(pi share / width)``,
+        ``1 / (1 + exp((share - width) / transition))``; the cosines are constant beyond ``share = width``, the last
+        is divided by its value at the centre.
     width : float
-        Width, as a share of ``k_max``.
+        Width, as a share of ``k_max``; a Fermi filter has fallen to half there.
+    transition : float
+        Scale of the Fermi filter's edge, as a share of ``k_max``: from 0.9 to 0.1 it falls within 4.4 of it.
 
     Returns
     -------
@@ -208,7 +234,11 @@ def filter_response(share: NDArray[np.floating], name: str, width: float) -> NDA
     Raises
     ------
     ConfigError
-        If the name is unknown or the width not positive.
+        If the name is unknown or the width, or the Fermi filter's transition, not positive.
+
+    References
+    ----------
+    Harris 1978, Proc IEEE 66:51 (Hamming, Hann, Gaussian); Bernstein 2004, Handbook of MRI Pulse Sequences (Fermi).
 
     Examples
     --------
@@ -224,6 +254,13 @@ def filter_response(share: NDArray[np.floating], name: str, width: float) -> NDA
         raise ConfigError(f"a k-space filter of width {width:g}", hint="give a share of k_max above zero, such as 0.7")
     if name == "gaussian":
         return np.asarray(np.exp(-0.5 * (share / width) ** 2))
+    if name == "fermi":
+        if not (np.isfinite(transition) and transition > 0):
+            raise ConfigError(f"a Fermi filter with a transition of {transition:g}", hint="give a share of k_max, 0.05")
+        # 1 / (1 + exp(x)) as a hyperbolic tangent does not overflow.
+        return np.asarray(
+            (1.0 - np.tanh((share - width) / transition / 2.0)) / (1.0 + np.tanh(width / transition / 2.0))
+        )
     floor = 0.54 if name == "hamming" else 0.5
     return np.asarray(floor + (1.0 - floor) * np.cos(np.pi * np.minimum(share / width, 1.0)))
 
@@ -233,12 +270,52 @@ def _radii(trajectory: Trajectory) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.einsum("ijk,ijk->ij", k, k)))
 
 
-def _leaves_centre(k: NDArray[np.float64]) -> bool:
-    """Tell whether every shot starts near the centre, never turns back and ends at the common edge."""
+def _leads_outwards(k: NDArray[np.float64]) -> bool:
+    """Tell whether every shot never turns back and ends at the common edge."""
     k_max = k.max()
-    starts, ends = k[:, 0] < 0.2 * k_max, k[:, -1] > 0.9 * k_max
-    outward = np.diff(k, axis=1).min() > -1e-3 * k_max
-    return bool(starts.all() and ends.all() and outward)
+    return bool((k[:, -1] > 0.9 * k_max).all() and np.diff(k, axis=1).min() > -1e-3 * k_max)
+
+
+def _shells(
+    trajectory: Trajectory, k: NDArray[np.float64], *, stated: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return ``Omega k^2 (dk/dt) dt`` of each sample and the solid angle of each shot."""
+    shares = _shares_of_hubs(trajectory, k) if stated and trajectory.solid_angle_sr is None else None
+    if shares is None:
+        shares = solid_angles(trajectory, stated=stated)[:, None]
+    return np.maximum(shares * k**2 * np.gradient(k, axis=1), 0.0), shares.mean(axis=1)
+
+
+def _shares_of_hubs(trajectory: Trajectory, k: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the share of the sphere (n_shots, n_samples) of the samples of shots that wind round two axes or three.
+
+    A shot of a hub keeps its latitude over the hub's equator while it turns. ``c`` shots a radian of latitude are
+    ``c / (2 pi cos(latitude))`` shots a steradian; hubs overlap, so that these densities add up, and a sample's share
+    is one over their sum. None where shots do not wind so (FLORET, Pipe 2011).
+    """
+    late = trajectory.k_per_mm[:, trajectory.n_samples // 2 :: max(1, trajectory.n_samples // 32)].astype(np.float64)
+    late /= np.linalg.norm(late, axis=-1, keepdims=True)
+    spread = np.ptp(late, axis=1)
+    hub = spread.argmin(axis=1)
+    axes = np.flatnonzero(np.bincount(hub, minlength=3) > 0.1 * hub.size)
+    winds = np.median(spread.max(axis=1)) > 0.1 and spread.min(axis=1).max() < 0.02
+    if not winds or axes.size < 2 or not np.isin(hub, axes).all():
+        return None
+    density = np.zeros(k.shape)
+    for axis in axes:
+        shots = np.sort(np.arcsin(late[hub == axis].mean(axis=1)[:, axis].clip(-1.0, 1.0)))
+        cone = np.concatenate([[0], np.cumsum(np.diff(shots) > 1e-4)])
+        count = np.bincount(cone)
+        if count.size < 2:
+            return None
+        latitudes = np.bincount(cone, weights=shots) / count
+        spacing = np.gradient(latitudes)
+        height = np.divide(trajectory.k_per_mm[..., axis], k, out=np.zeros(k.shape), where=k > 0).clip(-1.0, 1.0)
+        latitude = np.arcsin(height)
+        outside = (latitude < latitudes[0] - spacing[0] / 2.0) | (latitude > latitudes[-1] + spacing[-1] / 2.0)
+        circle = 2.0 * np.pi * np.maximum(np.cos(latitude), spacing.min() / 2.0)
+        density += np.where(outside, 0.0, np.interp(latitude, latitudes, count / spacing) / circle)
+    return np.asarray(1.0 / np.maximum(density, 1e-3 * density.max()))
 
 
 def _lattice_cell(trajectory: Trajectory) -> float | None:
@@ -261,13 +338,9 @@ def _ball_spectrum(k: NDArray[np.floating], radius_mm: float) -> NDArray[np.floa
 
 
 def _refined(
-    k: NDArray[np.float64], weights: NDArray[np.float64], omega: NDArray[np.float64], edge: float, smoothness: float
+    k: NDArray[np.float64], weights: NDArray[np.float64], nodes: NDArray[np.float64], edge: float, smoothness: float
 ) -> NDArray[np.float64]:
-    """Multiply by the piecewise linear factor of k that makes balls come out right."""
-    nodes = np.unique(np.average(k, axis=0, weights=omega))
-    if nodes.size > 400:
-        # Steps matter near the centre; further out a factor at every fourth sample is smooth enough.
-        nodes = np.unique(np.concatenate([nodes[:200], nodes[200 :: max(1, nodes.size // 200)], nodes[-1:]]))
+    """Multiply by the factor of k, linear between nodes, that makes balls look as in a sphere up to the edge."""
     same = np.ptp(k, axis=0).max() < 1e-6 * edge
     radius, mass = (k[0], weights.sum(axis=0)) if same else (k.ravel(), weights.ravel())
 
@@ -306,7 +379,13 @@ def _refined(
 
 
 def _pipe_menon(trajectory: Trajectory, grid: Grid, params: WeightParams, threads: int) -> NDArray[np.float64]:
-    """Iterate ``w <- w / |A{c A^H w}|`` with ``c = 1 - 1.5 r + 0.5 r^3``, the overlap of two balls."""
+    """Iterate ``w <- w A{c f} / Re A{c A^H w}`` with ``c = 1 - 1.5 r + 0.5 r^3``, the overlap of two balls.
+
+    ``f`` is the transform of covered k-space, one in every cell with a sample and in holes narrower than two Nyquist
+    cells. Without it weights at the edge double and the image rings.
+    """
+    from scipy import fft, ndimage
+
     from bids_sodium.recon.nufft import Nufft
 
     doubled = Grid((grid.shape[0] * 2, grid.shape[1] * 2, grid.shape[2] * 2), grid.affine)
@@ -315,9 +394,17 @@ def _pipe_menon(trajectory: Trajectory, grid: Grid, params: WeightParams, thread
     distance = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
     r = np.minimum(distance / min(grid.fov_mm), 1.0)
     window = (1.0 - 1.5 * r + 0.5 * r**3).astype(np.float32)
-    weights = np.ones((trajectory.n_shots, trajectory.n_samples))
+
+    shape = np.array(doubled.shape)
+    cells = np.rint(trajectory.k_per_mm.reshape(-1, 3) * np.array(doubled.fov_mm)).astype(int) + shape // 2
+    covered = np.zeros(doubled.shape, dtype=bool)
+    covered[tuple(np.clip(cells, 0, shape - 1).T)] = True
+    covered = ndimage.binary_closing(np.pad(covered, 2), np.ones((3, 3, 3), dtype=bool), iterations=2)[2:-2, 2:-2, 2:-2]
+    spectrum = fft.fftshift(fft.ifftn(fft.ifftshift(covered.astype(np.float32)), norm="forward", workers=threads))
+    wanted = transform.forward(window * spectrum).real / np.prod(doubled.fov_mm)
+
+    weights = np.full(wanted.shape, 1.0)
     for _ in range(params.iterations):
-        density = np.abs(transform.forward(window * transform.gridded(weights))).astype(np.float64)
-        weights = weights / np.maximum(density, 1e-6 * density.max())
-        weights /= weights.mean()
-    return np.asarray(weights / gain(trajectory, weights, params.ball_mm))
+        density = transform.forward(window * transform.gridded(weights)).real.astype(np.float64)
+        weights *= np.maximum(wanted, 0.0) / np.maximum(density, 1e-6 * density.max())
+    return weights

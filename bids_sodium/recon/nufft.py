@@ -7,6 +7,7 @@ Forward: ``s_j = V sum_x rho(x) exp(-2 pi i k_j . r_x)`` with the voxel volume `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,16 @@ class Nufft:
 
     def toeplitz(self, weights: NDArray[np.floating]) -> Toeplitz:
         """Return the normal operator ``A^H W A / V`` for real weights, of gain one where they compensate density."""
+        return self.toeplitz_of([weights])[0]
+
+    def toeplitz_of(self, weights: Iterable[NDArray[np.floating]]) -> list[Toeplitz]:
+        """Return the normal operator of each of several weightings."""
         doubled = self.grid.shape[0] * 2, self.grid.shape[1] * 2, self.grid.shape[2] * 2
         # A kernel good to 1e-4 is a normal operator good to 2e-5: the error of the lattice is spread over its samples.
         eps = max(self.eps, _SMALL_GRID_FLOOR) if self.dtype is np.complex64 else self.eps
         lattice = Nufft(self.trajectory, Grid(doubled, self.grid.affine), eps, threads=self.threads)
-        return Toeplitz(lattice.gridded(weights) * self._real(self._voxel_mm3), threads=self.threads)
+        scale = self._real(self._voxel_mm3)
+        return [Toeplitz(lattice.gridded(one) * scale, threads=self.threads) for one in weights]
 
     def _scaled(self, values: NDArray[Any]) -> NDArray[Any]:
         values *= self._real(self._voxel_mm3)

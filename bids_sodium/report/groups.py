@@ -105,6 +105,8 @@ def _first(reason: str, limit: int = 3) -> str:
 
 
 def _people(output: Path) -> str:
+    if not (output / "group_tsc.tsv").is_file():
+        return "<p>Made from what the sites share: cross-products and counts, no rows.</p>"
     table = read_table(output / "group_tsc.tsv")
     people = table.drop_duplicates("participant_id")
     words = f"<p>{len(people)} participants, {len(table)} rows of tissue and region values.</p>"
@@ -226,6 +228,21 @@ def _forest(xlabel: str, *columns: str, limit: int = 40) -> Callable[[_Data, Dat
     return draw
 
 
+def _by_site(outcome: str) -> Callable[[_Data, DataFrame], Figure | None]:
+    def draw(data: _Data, results: DataFrame) -> Figure | None:
+        del results
+        rows = data.get("forest")
+        rows = None if rows is None else rows[rows["outcome"].str.contains(outcome, regex=False)]
+        if rows is None or rows.empty:
+            return None
+        term = rows["term"].iloc[0]
+        return figures.forest(
+            rows[rows["term"] == term], label="site", xlabel=f"{rows['outcome'].iloc[0]}: {term}, 95 % interval"
+        )
+
+    return draw
+
+
 def _tissue_by_group(data: _Data, results: DataFrame) -> Figure | None:
     del results
     points = data.get("points")
@@ -289,6 +306,14 @@ _FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
     ),
     "participants": (
         ("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),
+    ),
+    "meta": tuple(
+        (key, f"{words} by site, combined, and where a new site is expected.", _by_site(words))
+        for key, words in (
+            ("cgm", "cortical grey matter"),
+            ("dgm", "deep grey matter"),
+            ("nawm", "white matter (mmol/L"),
+        )
     ),
     "lesions": (
         (

@@ -145,6 +145,9 @@ def _session_sections(session: _Session, *, many: bool) -> Iterator[tuple[str, s
 def _summary(session: _Session) -> str:
     quality = read_table(session.file("acq-23Na_desc-qc_tsc.tsv"))
     parts = []
+    warnings = [str(note) for note in quality[quality["measure"] == "warning"]["note"]]
+    if warnings:
+        parts.append(html.box("Read with care", warnings, bad=True))
     left_out = [str(note) for note in quality[quality["measure"] == "left_out"]["note"]]
     if left_out:
         parts.append(html.box("Not computed", left_out))
@@ -445,7 +448,7 @@ def _regions(session: _Session) -> str:
 
 def _quality(session: _Session) -> str:
     quality = read_table(session.file("acq-23Na_desc-qc_tsc.tsv"))
-    rows = quality[quality["measure"] != "left_out"]
+    rows = quality[~quality["measure"].isin(["left_out", "warning"])]
     if rows.empty:
         return ""
     return html.table(rows.fillna({"note": "", "unit": ""}), columns=["measure", "value", "se", "unit", "note"])

@@ -113,7 +113,8 @@ class Protocol:
 
     def acquired(self) -> Trajectory:
         """Return the trajectory that `trajectory` describes."""
-        return _trajectory(tuple(sorted(self.trajectory.items())))
+        hashable = ((k, tuple(v) if isinstance(v, list) else v) for k, v in self.trajectory.items())
+        return _trajectory(tuple(sorted(hashable)))
 
 
 @lru_cache(maxsize=4)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.stats._ols import Ols, ols
+from bids_sodium.stats._meta import Moments, PooledModel, fit_moments, with_sites
+from bids_sodium.stats._ols import Coefficient, Ols, ols
 from bids_sodium.stats._rows import as_column, require_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Elimination", "EliminationStep", "TermTest", "backward", "selection_frequency"]
+__all__ = [
+    "Elimination",
+    "EliminationStep",
+    "TermTest",
+    "backward",
+    "backward_moments",
+    "selection_frequency",
+]
 
 Float = NDArray[np.float64]
+
+
+class _Fitted(Protocol):
+    def __getitem__(self, name: str, /) -> Coefficient: ...
+
+
+Model = TypeVar("Model", bound=_Fitted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +69,7 @@ class EliminationStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Elimination:
+class Elimination(Generic[Model]):
     """Path and end of a backward elimination."""
 
     outcome: str
@@ -71,7 +86,7 @@ class Elimination:
     """Models on the way; empty where no candidate entered."""
     retained: tuple[str, ...]
     """Candidates in the final model."""
-    final: Ols
+    final: Model
     """The final model: intercept, retained candidates, forced terms."""
     retests: tuple[TermTest, ...]
     """Each omitted candidate added to the final model."""
@@ -99,7 +114,7 @@ def backward(
     *,
     p_enter: float = 0.05,
     confidence: float = 0.95,
-) -> Elimination:
+) -> Elimination[Ols]:
     """Eliminate candidates from a linear model.
 
     Candidates with a univariable p below ``p_enter`` enter together; the one with the largest p is taken out while
@@ -159,6 +174,80 @@ def backward(
         X = np.column_stack([np.ones(n), *(data[name] for name in terms)])
         return ols(X, y, names=("intercept", *terms), confidence=confidence)
 
+    return _eliminate(fit, outcome, names, kept, p_remove=p_remove, p_enter=p_enter, n=n, n_missing=n_missing)
+
+
+def backward_moments(
+    sites: Sequence[Moments],
+    outcome: str,
+    candidates: Sequence[str],
+    forced: Sequence[str] = (),
+    p_remove: float = 0.08,
+    *,
+    p_enter: float = 0.05,
+    confidence: float = 0.95,
+    site_dummies: bool = False,
+) -> Elimination[PooledModel]:
+    """Eliminate candidates from a linear model of all sites' rows, which nobody sees.
+
+    Parameters
+    ----------
+    sites : sequence of Moments
+        Moments of each site; the columns of X are the constant, the candidates and the forced terms, in this order.
+    outcome, candidates, forced, p_remove, p_enter, confidence
+        As for `backward`.
+    site_dummies : bool, optional
+        Whether every model holds a dummy of each site but the first.
+
+    Returns
+    -------
+    Elimination
+        What `backward` gives on the stacked rows.
+
+    Raises
+    ------
+    DataError
+        If the sites differ in their columns or there are none.
+    EstimationError
+        If there are too few rows or columns are collinear.
+
+    Examples
+    --------
+    >>> from bids_sodium.stats._meta import moments
+    >>> rng = np.random.default_rng(1)
+    >>> X = np.column_stack([np.ones(60), rng.normal(size=(60, 3))])
+    >>> y = 2 * X[:, 1] + 0.5 * rng.normal(size=60)
+    >>> parts = [moments(X[:25], y[:25]), moments(X[25:], y[25:])]
+    >>> backward_moments(parts, "y", ["a", "b"], ["age"]).retained
+    ('a',)
+    """
+    names, kept = tuple(candidates), tuple(forced)
+    columns = ("intercept", *names, *kept)
+    n = sum(site.n for site in sites)
+    require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}")
+
+    def fit(terms: Sequence[str]) -> PooledModel:
+        chosen = [0, *(columns.index(name) for name in terms)]
+        parts = [site.of(chosen) for site in sites]
+        labels = ["intercept", *terms]
+        if site_dummies:
+            parts, labels = list(with_sites(parts)), [*labels, *(f"site {i + 1}" for i in range(1, len(sites)))]
+        return fit_moments(parts, names=labels, confidence=confidence)
+
+    return _eliminate(fit, outcome, names, kept, p_remove=p_remove, p_enter=p_enter, n=n, n_missing=0)
+
+
+def _eliminate(
+    fit: Callable[[Sequence[str]], Model],
+    outcome: str,
+    names: tuple[str, ...],
+    kept: tuple[str, ...],
+    *,
+    p_remove: float,
+    p_enter: float,
+    n: int,
+    n_missing: int,
+) -> Elimination[Model]:
     univariable = tuple(_term(fit([name]), name) for name in names)
     inside = [test.name for test in univariable if test.p < p_enter]
     entered = tuple(inside)
@@ -260,7 +349,7 @@ def _columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Float]:
     return {name: as_column(table[name].to_numpy(dtype=np.float64, na_value=np.nan), name) for name in names}
 
 
-def _term(model: Ols, name: str) -> TermTest:
+def _term(model: _Fitted, name: str) -> TermTest:
     c = model[name]
     return TermTest(name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df))
 

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._design import names_of
+from bids_sodium.stats._ols import Coefficient
 from bids_sodium.stats._rows import as_column, as_matrix, complete, require_rows
 
-__all__ = ["MetaAnalysis", "Moments", "PooledModel", "fit_moments", "meta_analysis", "moments"]
+__all__ = ["MetaAnalysis", "Moments", "PooledModel", "fit_moments", "meta_analysis", "moments", "with_sites"]
 
 Float = NDArray[np.float64]
 
@@ -66,6 +67,11 @@ class Moments:
     n: int
     """Rows."""
 
+    def of(self, columns: Sequence[int]) -> Moments:
+        """Return the moments of the same rows with some of the columns of X."""
+        kept = list(columns)
+        return Moments(XtX=self.XtX[np.ix_(kept, kept)], Xty=self.Xty[kept], yty=self.yty, n=self.n)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PooledModel:
@@ -85,10 +91,27 @@ class PooledModel:
     """Upper confidence limits."""
     sigma: float
     """Residual standard deviation."""
+    r2: float
+    """R² about the mean where the first column is the constant, else NaN."""
     df: int
     """Residual degrees of freedom."""
     n: int
     """Rows of all sites."""
+
+    def __getitem__(self, name: str) -> Coefficient:
+        """Return one coefficient."""
+        i = self.names.index(name)
+        estimate, se = float(self.estimate[i]), float(self.se[i])
+        return Coefficient(
+            name=name,
+            estimate=estimate,
+            se=se,
+            statistic=estimate / se if se > 0 else float("nan"),
+            df=float(self.df),
+            p=float(self.p[i]),
+            ci_low=float(self.ci_low[i]),
+            ci_high=float(self.ci_high[i]),
+        )
 
 
 def meta_analysis(
@@ -303,6 +326,8 @@ def fit_moments(
     sigma2 = max(yty - float(Xty @ estimate), 0.0) / df
     se = np.sqrt(sigma2 * np.diag(inverse))
     half = student.ppf(0.5 + confidence / 2, df) * se
+    # A first column of ones has its count on the diagonal and the sum of y beside it.
+    total = yty - float(Xty[0]) ** 2 / n if abs(float(XtX[0, 0]) - n) < 1e-9 * n else float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
         pvalue = np.asarray(2 * student.sf(np.abs(estimate / se), df))
     return PooledModel(
@@ -313,6 +338,41 @@ def fit_moments(
         ci_low=estimate - half,
         ci_high=estimate + half,
         sigma=float(np.sqrt(sigma2)),
+        r2=1.0 - sigma2 * df / total if total > 0 else float("nan"),
         df=df,
         n=n,
     )
+
+
+def with_sites(sites: Sequence[Moments]) -> tuple[Moments, ...]:
+    """Return the moments of the same rows with a dummy of every site but the first as further columns.
+
+    A dummy is one for all rows of its site, so that its cross-products are the site's sums, which stand beside the
+    constant in the first column.
+
+    Parameters
+    ----------
+    sites : sequence of Moments
+        Moments of each site, the first column of X a constant of one.
+
+    Returns
+    -------
+    tuple of Moments
+        Moments of each site, of p + k - 1 columns.
+
+    Examples
+    --------
+    >>> both = [moments(np.ones((4, 1)), [1.0, 2.0, 3.0, 4.0]), moments(np.ones((4, 1)), [3.0, 4.0, 5.0, 6.0])]
+    >>> fit_moments(with_sites(both)).estimate.round(3)
+    array([2.5, 2. ])
+    """
+    extended = []
+    for i, site in enumerate(sites):
+        p, extra = site.XtX.shape[0], len(sites) - 1
+        XtX, Xty = np.zeros((p + extra, p + extra)), np.zeros(p + extra)
+        XtX[:p, :p], Xty[:p] = site.XtX, site.Xty
+        if i > 0:
+            XtX[:p, p + i - 1] = XtX[p + i - 1, :p] = site.XtX[0]
+            XtX[p + i - 1, p + i - 1], Xty[p + i - 1] = site.n, site.Xty[0]
+        extended.append(Moments(XtX=XtX, Xty=Xty, yty=site.yty, n=site.n))
+    return tuple(extended)

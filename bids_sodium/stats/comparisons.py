@@ -2,7 +2,8 @@
 
 Two measures, one value a subject: `spearman`, `agreement`, `paired`, `signed_rank`. Several values a subject:
 `rmcorr`, `repeated_anova` (complete tables) and `mixed` (any table). Groups: `rank_sum`, `kruskal_wallis`,
-`one_way`, `fisher_exact`. Many tests at once: `adjust`. Incomplete rows are left out, and every result counts them.
+`one_way`, `fisher_exact`. Many tests at once: `adjust`. A trial to come: `trial_size`. Incomplete rows are left out,
+and every result counts them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bids_sodium.stats._counts import FisherExact, fisher_exact
 from bids_sodium.stats._mixed import FTest, Mixed, MixedContrast, mixed
 from bids_sodium.stats._multiplicity import adjust
 from bids_sodium.stats._paired import Agreement, PairedComparison, agreement, paired
+from bids_sodium.stats._planning import TrialSize, trial_size
 from bids_sodium.stats._ranks import (
     KruskalWallis,
     RankSum,
@@ -46,6 +48,7 @@ __all__ = [
     "RepeatedCorrelation",
     "SignedRank",
     "Spearman",
+    "TrialSize",
     "adjust",
     "agreement",
     "fisher_exact",
@@ -58,4 +61,5 @@ __all__ = [
     "rmcorr",
     "signed_rank",
     "spearman",
+    "trial_size",
 ]

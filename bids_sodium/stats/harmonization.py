@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from bids_sodium.stats._combat import Harmonised, combat
-from bids_sodium.stats._meta import MetaAnalysis, Moments, PooledModel, fit_moments, meta_analysis, moments
+from bids_sodium.stats._meta import MetaAnalysis, Moments, PooledModel, fit_moments, meta_analysis, moments, with_sites
 from bids_sodium.stats._sites import (
     HeteroscedasticSites,
     PerSite,
@@ -32,4 +32,5 @@ __all__ = [
     "moments",
     "per_site",
     "site_effect",
+    "with_sites",
 ]

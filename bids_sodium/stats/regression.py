@@ -6,7 +6,14 @@ Designs are NumPy arrays with their own column of ones. `ols` fits, `backward` e
 
 from __future__ import annotations
 
-from bids_sodium.stats._backward import Elimination, EliminationStep, TermTest, backward, selection_frequency
+from bids_sodium.stats._backward import (
+    Elimination,
+    EliminationStep,
+    TermTest,
+    backward,
+    backward_moments,
+    selection_frequency,
+)
 from bids_sodium.stats._bootstrap import Bca, bca
 from bids_sodium.stats._groups import GroupContrast, GroupDifference, GroupMeans, group_difference, group_means
 from bids_sodium.stats._ols import Coefficient, Diagnostics, LinearTest, Ols, ols
@@ -26,6 +33,7 @@ __all__ = [
     "ProportionalOdds",
     "TermTest",
     "backward",
+    "backward_moments",
     "bca",
     "group_difference",
     "group_means",

@@ -132,6 +132,7 @@ def run(files: Files, params: Params) -> None:
             for m in step.measures
         ]
     for step in (*known.values(), record):
+        rows += [{**params.ids, "measure": "warning", "note": text} for text in step.warnings]
         rows += [{**params.ids, "measure": "left_out", "note": f"{o.what}: {o.reason}"} for o in step.omissions]
     write_table(files.qc_table, rows, QC, sidecar={"Sources": [files.roots.uri(path) for path in _inputs(files)]})
 

@@ -32,7 +32,9 @@ from bids_sodium.image.calibration import (
     relaxation_factor,
     tsc,
 )
-from bids_sodium.image.denoising import DenoisingParams, correct_noise_floor, denoise
+from bids_sodium.image.denoising import DenoisingParams, denoise
+from bids_sodium.image.magnitude import correct_noise_floor
+from bids_sodium.image.noise import LEAST_VOLUMES
 from bids_sodium.recon.columns import cylinder_column
 from bids_sodium.recon.solvers import Linear, ReconstructionParams
 from bids_sodium.steps.outputs import save_image
@@ -60,6 +62,7 @@ class Files:
 
     ``vials`` are given masks, dim to bright or named in the sidecar; ``head`` is a head mask on the sodium grid. With
     ``kspace`` and the ``real`` part, vials of known diameter are measured through the scan's own acquisition.
+    ``regularised`` is an image that needs no denoising, ``series`` all echoes in one image.
     """
 
     magnitude: Path
@@ -74,6 +77,8 @@ class Files:
     vial_masks: tuple[Path, ...]
     record: Path
     roots: Roots
+    regularised: Path | None = None
+    series: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +203,7 @@ def run(files: Files, params: Params) -> None:
     magnitude = read_volume(files.magnitude)
     sigma = float(known["sigma"])
     has_floor = not known["floor_removed"]
-    denoising = params.denoising if has_floor else replace(params.denoising, rician=False)
-    denoised = denoise(magnitude, denoising, sigma=sigma)
-    clean = denoised.image if denoised.floor_removed or not has_floor else correct_noise_floor(denoised.image, sigma)
+    denoised, clean, how_denoised = _denoised(files, params, magnitude, sigma=sigma, has_floor=has_floor)
     vials = phantoms(params.metadata, params.calibration, where=files.magnitude.name)
     calibration = replace(params.calibration, vial_mmol_l=tuple(vial.mmol_l for vial in vials))
     raised, ceiling = _raised(magnitude, known)
@@ -240,10 +243,10 @@ def run(files: Files, params: Params) -> None:
     # Nothing is written before all is computed, so that a failure leaves earlier outputs as they are.
     save_image(
         files.denoised,
-        denoised.image,
+        denoised,
         roots=files.roots,
-        description=f"Sodium image after denoising ({params.denoising.method})",
-        sources=[files.magnitude],
+        description=f"Sodium image after denoising ({how_denoised})",
+        sources=[path for path in (files.regularised, files.series, files.magnitude) if path is not None][:1],
         extra={"Denoising": params.denoising, "NoiseSigma": sigma},
     )
     for i, (vial, path, mask) in enumerate(zip(vials, files.vial_masks, masks, strict=True)):
@@ -314,6 +317,30 @@ def run(files: Files, params: Params) -> None:
             extra=extra,
         )
     write_record(files.record, record)
+
+
+def _denoised(
+    files: Files, params: Params, magnitude: Volume, *, sigma: float, has_floor: bool
+) -> tuple[Volume, Volume, str]:
+    """Return the image after denoising, the same without its noise floor, and how it was made.
+
+    A regularised reconstruction has lost its noise already; of a series long enough for principal components the first
+    echo is kept.
+    """
+    if files.regularised is not None:
+        image = read_volume(files.regularised)
+        return image, image, f"regularised reconstruction, {params.reconstruction.method}"
+    denoising = params.denoising if has_floor else replace(params.denoising, rician=False)
+    found = None
+    if files.series is not None and denoising.method in {"recommended", "mppca"}:
+        series = read_volume(files.series)
+        if series.data.shape[-1] >= LEAST_VOLUMES or denoising.method == "mppca":
+            found = denoise(series, denoising, sigma=sigma)
+            found = replace(found, image=magnitude.with_data(np.asarray(found.image.data)[..., 0]))
+    if found is None:
+        found = denoise(magnitude, denoising, sigma=sigma)
+    clean = found.image if found.floor_removed or not has_floor else correct_noise_floor(found.image, sigma)
+    return found.image, clean, found.method
 
 
 def _modelled(

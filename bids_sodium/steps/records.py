@@ -1,4 +1,4 @@
-"""What a step learned beside its images: measures, omissions and values for the steps after it.
+"""What a step learned beside its images: measures, omissions, warnings and values for the steps after it.
 
 A record is one JSON file in the work folder. `extract` gathers the records of a session into its quality table, so
 that a number or a reason for leaving something out is said once, by the step that knows it.
@@ -68,11 +68,14 @@ class Record:
         What was left out.
     values : dict
         Plain values that later steps need.
+    warnings : list of str
+        What a reader of the numbers must know: sentences for the report.
     """
 
     measures: list[Measure] = field(default_factory=list)
     omissions: list[Omission] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def measure(self, name: str, value: float, unit: str = "1", *, se: float | None = None, note: str = "") -> None:
         """Add a number."""
@@ -82,6 +85,10 @@ class Record:
         """Add something that could not be computed."""
         self.omissions.append(Omission(what, reason))
 
+    def warn(self, text: str) -> None:
+        """Add a sentence that the report shows at its top."""
+        self.warnings.append(text)
+
 
 def write_record(path: Path, record: Record) -> Path:
     """Write a record as JSON, atomically."""
@@ -90,6 +97,7 @@ def write_record(path: Path, record: Record) -> Path:
         {
             "measures": [asdict(entry) for entry in record.measures],
             "left_out": [asdict(entry) for entry in record.omissions],
+            "warnings": record.warnings,
             "values": record.values,
         },
     )
@@ -102,4 +110,5 @@ def read_record(path: Path) -> Record:
         Measure(**{**entry, "value": float("nan") if entry["value"] is None else entry["value"]})
         for entry in content["measures"]
     ]
-    return Record(measures, [Omission(**entry) for entry in content["left_out"]], content["values"])
+    left_out = [Omission(**entry) for entry in content["left_out"]]
+    return Record(measures, left_out, content["values"], content["warnings"])

@@ -116,7 +116,7 @@ def values() -> dict[str, list[str]]:
         elif action.choices is not None:
             words = [str(next(choice for choice in action.choices if choice not in (default, *default[:1])))]
         else:
-            words = ["k=7" if action.dest == "slurm_option" else "7"]
+            words = [{"slurm_option": "k=7", "tv_weight": "0.7"}.get(action.dest, "7")]
         found[action.dest] = [action.option_strings[0], *words]
     return found
 

@@ -17,7 +17,7 @@ from bids_sodium.simulate.cohort import MsCohortParams, ms_cohort
 FAST = MsParams(n_resamples=200, selection_resamples=3)
 NAMES = [
     "participants", "table1", "table2", "comparisons", "joint", "lesions", "univariable", "regressions", "bootstrap",
-    "ordinal", "sites", "methods",
+    "ordinal", "sites", "methods", "planning",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from bids_sodium.simulate.cohort import stroke_cohort
 FAST = StrokeParams(n_resamples=200)
 NAMES = [
     "exclusions", "regions", "sigmoid", "adc", "courses", "regions_time", "volumes", "prediction", "correlations",
+    "planning",
 ]  # fmt: skip
 
 

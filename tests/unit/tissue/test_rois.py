@@ -130,3 +130,20 @@ def test_one_millilitre_rule() -> None:
     assert verdict.reason == "volume 0.999 mL is below 1 mL"
     assert screen(~thousand, 0.001).reason == "the region is empty"
     assert screen(less, 0.001, RoiParams(minimum_ml=0.5)).kept
+
+
+def test_staple_trusts_the_raters_who_agree() -> None:
+    rng = np.random.default_rng(0)
+    truth = ball(8.0)
+    edge = ball(9.5) & ~ball(6.5)
+    good = [truth ^ (edge & (rng.random(truth.shape) < 0.05)) for _ in range(2)]
+    careless = [truth ^ (edge & (rng.random(truth.shape) < 0.4)) for _ in range(3)]
+
+    def wrong(rule: str) -> int:
+        return int((consensus([*good, *careless], rule=rule) ^ truth).sum())
+
+    assert wrong("staple") < wrong("majority")
+    assert wrong("staple") < 0.5 * min(int((mask ^ truth).sum()) for mask in careless)
+    np.testing.assert_array_equal(consensus([I, I, I], rule="staple"), I)
+    empty = np.zeros_like(I)
+    assert not consensus([empty, empty, empty], rule="staple").any()
