@@ -134,7 +134,7 @@ def object_points_mm(
     sigma_k: float,
     weights: NDArray[np.floating],
 ) -> NDArray[np.float64]:
-    """Return where there is signal, in a fifth more than the field of view and at a third of the resolution.
+    """Return where there is signal, in a fifth more than the field of view or so and at a third of the resolution.
 
     Parameters
     ----------
@@ -160,7 +160,9 @@ def object_points_mm(
     near = k < edge
     factor = weights[near] * (0.5 + 0.5 * np.cos(np.pi * k[near] / edge))
     voxel = [max(0.45 / edge, step) for step in grid.voxel_mm]
-    shape = tuple(2 * int(np.ceil(_MARGIN * fov / step / 2.0)) for fov, step in zip(grid.fov_mm, voxel, strict=True))
+    # Beyond the slack of `limits`, however few voxels the field of view has.
+    reach = [max(_MARGIN * fov / 2.0, fov / 2.0 + 2.0 / trajectory.k_max_per_mm) for fov in grid.fov_mm]
+    shape = tuple(2 * int(np.ceil(far / step)) for far, step in zip(reach, voxel, strict=True))
     lattice = Grid((shape[0], shape[1], shape[2]), np.diag([*voxel, 1.0]))
     inside = Trajectory(trajectory.k_per_mm[near][None], np.arange(float(near.sum())))
     image = np.abs(Nufft(inside, lattice, 1e-3).gridded((factor * samples[near])[None]))

@@ -286,6 +286,37 @@ def test_reports_only_restores_a_page(copy: Path, again: Any, contents: Callable
     assert all((copy / picture).is_file() for picture in pictures)
 
 
+def test_an_image_with_edges_of_the_t1w_image_is_shown_and_not_measured(study: Any, copy: Path, again: Any) -> None:
+    """The map is the regularised one, with a warning; vials and tissue table stay those of the linear image."""
+    import nibabel as nib
+
+    code, _, err = again("--recon-method", "dtv")
+    assert code == 0, err
+    assert {"reconstruct", "regularise", "quantify"} <= statuses(err)["done"]
+    anat = copy / "sub-01" / "anat"
+    regularised, linear = (
+        np.asarray(nib.load(anat / f"sub-01_acq-23Na_desc-{name}_PDw.nii.gz").dataobj) for name in ("dtv", "recon")
+    )
+    head = linear > 0.2 * linear.max()
+    apart = np.linalg.norm((regularised - linear)[head]) / np.linalg.norm(linear[head])
+    assert 0.01 < apart < 0.4
+    variation = [np.abs(np.diff(image, axis=2))[..., :-1][head[..., :-2]].sum() for image in (regularised, linear)]
+    assert variation[0] < variation[1]
+    maps = [nib.load(folder / "sub-01_acq-23Na_TSCmap.nii.gz").get_fdata() for folder in (anat, study_anat(study))]
+    scale = np.vdot(regularised[head], maps[0][head]) / np.vdot(regularised[head], regularised[head])
+    assert np.abs(maps[0] - scale * regularised)[head].max() < np.abs(maps[1] - scale * regularised)[head].max()
+    table = "sub-01_acq-23Na_desc-tissue_tsc.tsv"
+    for ours, theirs in zip(rows_of(anat / table), rows_of(study_anat(study) / table), strict=True):
+        if ours["method"] != "raw":
+            assert float(ours["tsc_mmol_l"]) == pytest.approx(float(theirs["tsc_mmol_l"]), rel=1e-3), ours["tissue"]
+    assert "Read with care" in (copy / "sub-01.html").read_text()
+
+
+def study_anat(study: Any) -> Path:
+    """Return the folder of the demo's images."""
+    return Path(study.output) / "sub-01" / "anat"
+
+
 # ---- the group --------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from bids_sodium.core.data import Grid, KSpace, Volume
 from bids_sodium.recon.columns import operator_columns
 from bids_sodium.recon.density import gain, kspace_filter, sample_weights
 from bids_sodium.recon.nufft import Nufft
+from bids_sodium.recon.offresonance import FieldNufft
+from bids_sodium.recon.regularised import total_variation
 from bids_sodium.recon.solvers import Linear, ReconstructionParams, phase_corrected_real, reconstruct
 from bids_sodium.recon.trajectory import density_adapted_radial
 
@@ -69,6 +71,38 @@ def test_reconstruction_is_linear(method: str) -> None:
     together = recon((2.0 - 1.0j) * a + 3.0 * b)
     apart = (2.0 - 1.0j) * recon(a) + 3.0 * recon(b)
     assert np.linalg.norm(together - apart) < 1e-4 * np.linalg.norm(apart)
+
+
+@pytest.mark.parametrize("method", ["cg", "adjoint"])
+def test_reconstruction_in_a_field_is_linear(method: str) -> None:
+    rng = np.random.default_rng(7)
+    field_hz = np.linspace(-15.0, 15.0, 32)[:, None, None] * np.ones((1, 32, 32))
+    recon = Linear(SPOKES, CUBE, ReconstructionParams(method=method, iterations=2), field_hz=field_hz)
+    a, b = noise(rng, (600, 96)), noise(rng, (600, 96))
+    apart = (1.0 + 2.0j) * recon(a) - recon(b)
+    assert np.linalg.norm(recon((1.0 + 2.0j) * a - b) - apart) < 1e-4 * np.linalg.norm(apart)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), limit_hz=st.floats(0.0, 60.0))
+def test_adjoint_in_a_field_is_the_conjugate_transpose(seed: int, limit_hz: float) -> None:
+    rng = np.random.default_rng(seed)
+    few = dataclasses.replace(SPOKES, k_per_mm=SPOKES.k_per_mm[::10], solid_angle_sr=None)
+    operator = FieldNufft(Nufft(few, UNEVEN), rng.uniform(-limit_hz, limit_hz, UNEVEN.shape))
+    image, samples = noise(rng, UNEVEN.shape), noise(rng, (60, 96))
+    seen = operator.forward(image)
+    difference = np.vdot(samples, seen) - np.vdot(operator.adjoint(samples), image)
+    assert abs(difference) < 1e-4 * np.linalg.norm(samples) * np.linalg.norm(seen)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), turn=st.floats(-3.1, 3.1), scale=st.floats(0.1, 10.0))
+def test_variation_is_a_seminorm(seed: int, turn: float, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = noise(rng, (7, 6, 5)), noise(rng, (7, 6, 5))
+    assert total_variation(scale * np.exp(1j * turn) * a + 3.0) == pytest.approx(scale * total_variation(a), rel=1e-4)
+    assert total_variation(a + b) <= (total_variation(a) + total_variation(b)) * (1.0 + 1e-5)
+    assert total_variation(a.transpose(2, 0, 1)) == pytest.approx(total_variation(a), rel=1e-4)
 
 
 def test_columns_add_up_to_the_image() -> None:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from bids_sodium.core.errors import ConfigError, DataError
-from bids_sodium.recon.coils import combine, noise_covariance, noise_sigma, whitening
+from bids_sodium.recon import coils
+from bids_sodium.recon.coils import combine, noise_covariance, noise_sigma, sensitivities, whitening
 
 
 @pytest.fixture
@@ -57,6 +58,41 @@ def test_combination_keeps_the_noise_level(rng) -> None:
 def test_one_channel_is_left_alone(rng) -> None:
     image = white(rng, (1, 4, 4, 4))
     np.testing.assert_array_equal(combine(image).image, image[0])
+
+
+def test_noise_scan_tells_correlations_and_readouts_the_level(rng) -> None:
+    mixing = white(rng, (3, 3))
+    noise = np.tensordot(mixing, white(rng, (3, 1000, 128)), axes=1)
+    scan = 7.0 * mixing @ white(rng, (3, 50000))
+    found = noise_covariance(noise, scan)
+    exact = mixing @ mixing.conj().T
+    assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+    scan[1] = 0.0
+    with pytest.raises(DataError, match=r"channel\(s\) 1 hold no noise"):
+        noise_covariance(noise, scan)
+
+
+def test_slabs_do_not_show(rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = white(rng, (3, 13, 8, 9)) + 3.0
+    whole = sensitivities(images)
+    monkeypatch.setattr(coils, "_SLAB_VOXELS", 2 * 8 * 9)
+    assert np.abs(sensitivities(images) - whole).max() < 1e-6
+
+
+def test_empty_voxels_keep_unit_vectors() -> None:
+    images = np.zeros((3, 8, 8, 8), np.complex64)
+    images[:, :2] = np.array([1.0, 2.0j, -2.0])[:, None, None, None]
+    found = sensitivities(images)
+    assert (np.abs(found) ** 2).sum(axis=0) == pytest.approx(1.0, rel=1e-5)
+    assert np.abs(found[:, 0, 4, 4]) == pytest.approx([1 / 3, 2 / 3, 2 / 3], rel=1e-5)
+
+
+def test_phase_of_the_image_is_smooth_where_a_channel_is_deaf(rng) -> None:
+    x, y, _ = np.meshgrid(*[np.linspace(-1, 1, 16)] * 3, indexing="ij")
+    seen = np.stack([np.exp(-4 * (x - a) ** 2 + 1j * a * y) for a in (-1.0, 0.0, 1.0)])
+    combined = combine(seen * 50.0 + 0.2 * white(rng, seen.shape)).image
+    steps = np.angle(combined[1:] * combined[:-1].conj())
+    assert np.abs(steps).max() < 0.5
 
 
 def test_bad_channels_are_named(rng) -> None:

@@ -135,6 +135,13 @@ def test_centre_frequency_is_found(weights: np.ndarray, offset_hz: float) -> Non
     assert found.significant == (offset_hz != 0.0)
 
 
+@pytest.mark.parametrize("offset_hz", [-130.0, 90.0, 130.0])
+def test_far_off_the_stated_error_grows_with_the_error(weights: np.ndarray, offset_hz: float) -> None:
+    found = estimate(brain(offset_hz), weights, snr=20.0)
+    assert abs(found.offset_hz - offset_hz) < 2.0 * found.se_hz < 4.0
+    assert found.significant
+
+
 def test_phase_of_the_coil_is_no_frequency(weights: np.ndarray) -> None:
     x, y, z = np.meshgrid(*[(np.arange(32) - 16) * 8.0] * 3, indexing="ij")
     phase = np.exp(1j * (0.5 + 0.008 * x - 0.01 * y + 1e-4 * x**2 - 0.8e-4 * z**2))
@@ -148,6 +155,21 @@ def test_stated_error_covers_the_error(weights: np.ndarray) -> None:
     errors = np.array([one.offset_hz - 13.0 for one in found])
     assert np.sqrt(np.mean(errors**2)) < 2.0 * np.mean([one.se_hz for one in found])
     assert np.abs(errors).max() < 1.0
+
+
+def test_known_field_is_left_out(weights: np.ndarray) -> None:
+    """A field that varies over the head is known, 9 Hz are not; without the map both count."""
+    head = np.where(np.linalg.norm(np.indices(HEAD.shape) - 16, axis=0) < 10, 40.0, 0.0)
+    head[12:16, 14:20, 13:17] += 80.0
+    across = np.broadcast_to(((np.arange(32) - 16) / 16.0)[:, None, None], HEAD.shape)
+    for field_hz, without in ((30.0 * across + 12.0, None), (np.full(HEAD.shape, 12.0), 21.0)):
+        samples = FieldNufft(Nufft(HEAD_SPOKES, HEAD), field_hz).forward(head)
+        more = (samples * np.exp(2e-3j * np.pi * 9.0 * HEAD_SPOKES.t_ms))[None]
+        found = centre_frequency(more, HEAD_SPOKES, HEAD, weights, sigma_k=1e3, field_hz=field_hz)
+        assert found.offset_hz == pytest.approx(9.0, abs=0.5)
+        if without is not None:
+            whole = centre_frequency(more, HEAD_SPOKES, HEAD, weights, sigma_k=1e3)
+            assert whole.offset_hz == pytest.approx(without, abs=0.5)
 
 
 def test_nothing_is_estimated_from_noise_or_a_lattice(weights: np.ndarray, rng) -> None:
@@ -167,10 +189,10 @@ def test_offset_is_taken_off_and_reported(weights: np.ndarray) -> None:
     noise = sigma_k * complex_noise(np.random.default_rng(3), (1500, 128))
     operator = Linear(HEAD_SPOKES, HEAD)
 
-    def solve(turning_hz: float, **choice: object):
+    def solve(turned_hz: float, **choice: object):
         params = ReconstructionParams(**choice)
         return reconstruct(
-            KSpace((brain(turning_hz) + noise)[None], HEAD_SPOKES, HEAD), params=params, operator=operator
+            KSpace((brain(turned_hz) + noise)[None], HEAD_SPOKES, HEAD), params=params, operator=operator
         )
 
     clean = solve(0.0, centre_frequency="off")
