@@ -8,15 +8,16 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_sodium.bidsio.calibration import calibrated_by
 from bids_sodium.bidsio.derivatives import Roots, write_description
-from bids_sodium.bidsio.files import read_json, write_json, write_table, write_text
+from bids_sodium.bidsio.files import read_json, read_table, write_json, write_table, write_text
 from bids_sodium.bidsio.layout import Dataset, index
-from bids_sodium.core.errors import ConfigError, DataError
-from bids_sodium.core.tables import GROUP_RESULT, Table
+from bids_sodium.core.errors import ConfigError, DataError, InternalError
+from bids_sodium.core.tables import GROUP_RESULT, NORMS, Table
 from bids_sodium.engine import executors
 from bids_sodium.engine.executors import Event, Report
 from bids_sodium.engine.locks import output_lock
@@ -117,21 +118,23 @@ def participant(options: argparse.Namespace, config: Config, terminal: _Terminal
             or person in failures
             or not (output / f"{person}.html").is_file()
         ]
-        _write_pages(output, stale, failures, methods, config)
+        _write_pages(output, options.bids_dir, stale, failures, methods, config)
     return _conclude(dataset, report, failures, output)
 
 
 def _dataset(options: argparse.Namespace) -> Dataset:
-    return index(
+    dataset = index(
         options.bids_dir,
         participants=_chosen(options),
         sessions=options.session_label,
         exclude=options.exclude_participant_label or (),
         filters=options.bids_filter_file,
         derivatives=options.derivatives,
+        atlases=options.atlas,
         database_dir=options.bids_database_dir,
         validate=not options.skip_bids_validation,
     )
+    return calibrated_by(dataset, vials=options.vials, scanners=options.scanners)
 
 
 def _chosen(options: argparse.Namespace) -> list[str] | None:
@@ -246,6 +249,7 @@ def _write_crashes(output: Path, run_name: str, report: Report, config: Config, 
 
 def _write_pages(
     output: Path,
+    raw: Path,
     people: Sequence[str],
     failures: Mapping[str, Sequence[tuple[str, str, str]]],
     methods: str,
@@ -256,7 +260,7 @@ def _write_pages(
     settings = config.to_toml()
     for person in people:
         listed = [Failure(*entry) for entry in failures.get(person, [])]
-        participant_page(output, person, failures=listed, methods=methods, settings=settings)
+        participant_page(output, person, raw=raw, failures=listed, methods=methods, settings=settings)
 
 
 def _conclude(
@@ -297,7 +301,7 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
         return 0
     if options.from_summaries is not None:
         return _from_summaries(options, config, terminal)
-    table, dictionary = group_table(output, options.bids_dir)
+    table, dictionary, not_joined = group_table(output, options.bids_dir)
     if options.dry_run or options.validate_only:
         people = table["participant_id"].nunique()
         print(f"group\t{study}\t{people} participants\t{len(table)} rows")  # noqa: T201
@@ -307,14 +311,27 @@ def group(options: argparse.Namespace, config: Config, terminal: _Terminal) -> i
         methods = _write_logs(output, config, "group")
         if options.export_summaries:
             return _export_summaries(options, table, config)
+        code = 0
         if not options.reports_only:
             write_group_table(output, table, dictionary)
-            found = _analyse(study, table, config)
-            _write_study(output, found, settings=dataclasses.asdict(getattr(config, study)))
-            _say_left_out(found)
+            found = _analyse(study, table, config, options)
+            _write_study(output, found, settings=dataclasses.asdict(getattr(config, study)), not_joined=not_joined)
+            for name, reason in not_joined:
+                _say(f"{name} was left out: {reason}")
+            code = _say_left_out(found)
         page = group_page(output, methods=methods, settings=config.to_toml())
     _say(f"report: {page}")
-    return 0
+    return code
+
+
+def _norms(options: argparse.Namespace, config: Config) -> Any:
+    """Return the user's norms of clinical scores, if there are any."""
+    if options.norms is None:
+        return None
+    _only_ms(config)
+    norms = read_table(options.norms)
+    NORMS.require(norms.columns, where=str(options.norms), columns=("score", "mean", "sd"))
+    return norms
 
 
 def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -> int:
@@ -322,7 +339,8 @@ def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -
     from bids_sodium.group import ms
 
     _only_ms(config)
-    found = ms.summarise(table, config.ms, default_site=options.site or options.bids_dir.absolute().name)
+    norms = _norms(options, config)
+    found = ms.summarise(table, config.ms, default_site=options.site or options.bids_dir.absolute().name, norms=norms)
     place = options.output_dir / SUMMARIES
     write_json(place, {"SummaryVersion": 1, "Study": "ms", "Summaries": [one.as_dict() for one in found]})
     withheld = sum(one.moments is None for one in found)
@@ -374,16 +392,18 @@ def _from_summaries(options: argparse.Namespace, config: Config, terminal: _Term
     with output_lock(output / ".bids_sodium" / "locks", ["*"]):
         write_description(Roots(output=output, raw=options.bids_dir), container=terminal.container)
         methods = _write_logs(output, config, "group")
+        code = 0
         if not options.reports_only:
             found = ms.analyse_summaries(shared, config.ms)
             _write_study(output, found, settings=dataclasses.asdict(config.ms))
-            _say_left_out(found)
+            code = _say_left_out(found)
         page = group_page(output, methods=methods, settings=config.to_toml())
     _say(f"{len(sites)} sites; report: {page}")
-    return 0
+    return code
 
 
-def _say_left_out(study: Study) -> None:
+def _say_left_out(study: Study) -> int:
+    """Say what was left out; return the exit code, that of a bug where a table contradicted itself."""
     whole = [analysis.name for analysis in study.analyses if analysis.left_out]
     parts = len(study.left_out) - len(whole)
     if whole:
@@ -392,22 +412,27 @@ def _say_left_out(study: Study) -> None:
         _say(f"left out: {parts} parts of other analyses")
     if whole or parts:
         _say(f"the report and {GROUP_INDEX} say why")
+    return InternalError.exit_code if study.contradictions else 0
 
 
-def _analyse(study: str, table: Any, config: Config) -> Any:
+def _analyse(study: str, table: Any, config: Config, options: argparse.Namespace) -> Any:
     import numpy as np
+
+    from bids_sodium.bidsio.gather import beside_group_table
 
     rng = np.random.default_rng(config.run.random_seed)
     if study == "stroke":
         from bids_sodium.group import stroke
 
-        return stroke.analyse(table, config.stroke, rng)
+        return stroke.analyse(table, config.stroke, rng, **beside_group_table(options.output_dir, options.bids_dir))
     from bids_sodium.group import ms
 
-    return ms.analyse(table, config.ms, rng)
+    return ms.analyse(table, config.ms, rng, norms=_norms(options, config))
 
 
-def _write_study(output: Path, study: Study, *, settings: Mapping[str, Any]) -> None:
+def _write_study(
+    output: Path, study: Study, *, settings: Mapping[str, Any], not_joined: Iterable[tuple[str, str]] = ()
+) -> None:
     """Write every analysis with its data, and the index that the report reads."""
     listed = []
     for analysis in study.analyses:
@@ -428,7 +453,8 @@ def _write_study(output: Path, study: Study, *, settings: Mapping[str, Any]) -> 
             write_table(place, frame, table, extra={c: {"Description": str(c)} for c in frame.columns})
             entry["Data"].append(key)
         listed.append(entry)
-    left = [
+    left = [{"Analysis": "participants", "Part": name, "Reason": reason} for name, reason in not_joined]
+    left += [
         {"Analysis": str(a), "Part": str(p), "Reason": str(r)} for a, p, r in study.left_out.itertuples(index=False)
     ]
     write_json(output / GROUP_INDEX, {"Study": study.study, "Analyses": listed, "LeftOut": left})

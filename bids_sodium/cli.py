@@ -31,10 +31,15 @@ __all__ = ["ProgressLine", "build_parser", "configure", "container", "main", "ov
 
 LEVELS = ("participant", "group")
 _STATE = ".bids_sodium"
+PVC_METHODS = (
+    "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "mlts", "paper",
+)  # fmt: skip
+"""The methods of `bids_sodium.tissue.partialvolume`, said here too, so that ``--help`` imports nothing."""
 
 SETTINGS: Mapping[str, str] = {
     "study": "run.study",
     "output_spaces": "run.output_spaces",
+    "transform_formats": "run.transform_formats",
     "random_seed": "run.random_seed",
     "sloppy": "run.sloppy",
     "stop_on_first_crash": "run.stop_on_first_crash",
@@ -56,9 +61,17 @@ SETTINGS: Mapping[str, str] = {
     "field_map": "reconstruction.field_map",
     "denoising": "denoising.method",
     "vial_mmol_l": "calibration.vial_mmol_l",
+    "calibration": "calibration.source",
     "calibration_line": "calibration.line",
+    "transmit_correction": "calibration.transmit",
+    "receive_correction": "calibration.receive",
+    "registration_path": "registration.path",
+    "halfway": "registration.halfway",
+    "mirror": "mirror.method",
     "pvc_methods": "partialvolume.methods",
     "csf_mmol_l": "partialvolume.csf_mmol_l",
+    "brain_mask": "segmentation.brain_mask",
+    "lesion_filling": "filling.method",
     "roi_minimum_ml": "regions.minimum_ml",
     "roi_consensus": "regions.consensus",
 }
@@ -147,7 +160,12 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     select.add_argument(
         "-d", "--derivatives", nargs="+", type=_derivative, metavar="NAME=PATH", default=[], action="extend",
-        help="derivative datasets that masks and tissue maps are read from",
+        help="derivative datasets that masks, transforms and tissue segmentations (fMRIPrep, FreeSurfer, FSL FAST and "
+        "others) are read from",
+    )  # fmt: skip
+    select.add_argument(
+        "--atlas", nargs="+", type=_derivative, metavar="NAME=PATH", default=[], action="extend",
+        help="label images in the template's space whose regions get rows in the region table",
     )  # fmt: skip
     select.add_argument(
         "--bids-database-dir", "--bids_database_dir", type=Path, metavar="DIR",
@@ -174,10 +192,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--from-summaries", type=Path, metavar="DIR",
         help="group level of the MS study: fit the models of all sites from the summaries in this folder",
     )  # fmt: skip
+    method.add_argument(
+        "--norms", type=Path, metavar="TSV",
+        help="group level of the MS study: norms that turn raw clinical scores into z scores",
+    )  # fmt: skip
     method.add_argument("--site", metavar="NAME", help="name of this site in its summaries; the dataset's by default")
     method.add_argument(
         "--output-spaces", nargs="+", choices=("T1w", "MNI152NLin2009aSym"), default=unset, metavar="SPACE",
         help="spaces of the concentration maps beside their own: T1w, MNI152NLin2009aSym",
+    )  # fmt: skip
+    method.add_argument(
+        "--transform-formats", nargs="+", choices=("fsl", "lta"), default=unset, metavar="FORMAT",
+        help="formats that linear transforms are written in beside ITK's: fsl (FLIRT), lta (FreeSurfer)",
     )  # fmt: skip
     method.add_argument(
         "--recon-mode", choices=("recommended", "paper"), default=unset,
@@ -220,18 +246,59 @@ def build_parser() -> argparse.ArgumentParser:
         help="sodium of the calibration vials from dim to bright, where the sidecar does not state it",
     )  # fmt: skip
     method.add_argument(
+        "--vials", type=Path, metavar="TSV",
+        help="table of the vials: concentration (mmol/L), label, inner_diameter (mm), t1, t2star (s); it goes "
+        "before the sidecars",
+    )  # fmt: skip
+    method.add_argument(
+        "--scanners", type=Path, metavar="TSV",
+        help="table of a travelling phantom: scanner, and measured_mmol_l and true_mmol_l, or factor",
+    )  # fmt: skip
+    method.add_argument(
+        "--calibration", choices=("vials", "csf", "vitreous"), default=unset,
+        help="what sets the scale: vials, or as an internal reference the fluid of the ventricles or of the eyes",
+    )  # fmt: skip
+    method.add_argument(
         "--calibration-line",
         choices=("zero", "intercept"),
         default=unset,
         help="line through zero or with an intercept",
     )
     method.add_argument(
-        "--pvc-methods", nargs="+", choices=("raw", "csf", "gtm", "glm", "local"), default=unset, metavar="METHOD",
-        help="partial-volume corrections to report: raw, csf, gtm, glm, local",
+        "--transmit-correction", choices=("auto", "off"), default=unset,
+        help="correct for the flip angle that was reached, where the session has a transmit map",
+    )  # fmt: skip
+    method.add_argument(
+        "--receive-correction", choices=("auto", "bias", "off"), default=unset,
+        help="divide by the session's receive map, or by a smooth sensitivity that the image itself shows",
+    )  # fmt: skip
+    method.add_argument(
+        "--registration-path", choices=("best", "chain", "direct"), default=unset,
+        help="way of the sodium image to the T1w image: whichever is known better, through the images between, direct",
+    )  # fmt: skip
+    method.add_argument(
+        "--halfway", action="store_true", default=unset,
+        help="register the T1w images of sessions half-way, so that neither is preferred",
+    )  # fmt: skip
+    method.add_argument(
+        "--mirror", choices=("template", "plane", "best"), default=unset,
+        help="map to the other side of the head: through the template, about the mid-sagittal plane, the better one",
+    )  # fmt: skip
+    method.add_argument(
+        "--pvc-methods", nargs="+", choices=PVC_METHODS, default=unset, metavar="METHOD",
+        help=f"partial-volume corrections to report: {', '.join(PVC_METHODS)}",
     )  # fmt: skip
     method.add_argument(
         "--csf-mmol-l", type=float, default=unset, metavar="MMOL_L", help="sodium of CSF that the CSF partition removes"
     )
+    method.add_argument(
+        "--brain-mask", choices=("auto", "template", "deepbet"), default=unset,
+        help="what finds the brain in a whole head: the deepbet network where it is installed, or the template",
+    )  # fmt: skip
+    method.add_argument(
+        "--lesion-filling", choices=("convolution", "patch"), default=unset,
+        help="how lesions of the T1w image are filled: local mean of the white matter and its noise, or patches of it",
+    )  # fmt: skip
     method.add_argument(
         "--roi-minimum-ml", type=float, default=unset, metavar="ML", help="smallest region that enters an analysis"
     )

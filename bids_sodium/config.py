@@ -23,8 +23,12 @@ from bids_sodium.image.calibration import CalibrationParams
 from bids_sodium.image.denoising import DenoisingParams
 from bids_sodium.image.diffusion import DiffusionParams
 from bids_sodium.image.receive import ReceiveParams
+from bids_sodium.image.reference import ReferenceParams
 from bids_sodium.recon.solvers import ReconstructionParams
+from bids_sodium.spatial.mirror import MirrorParams
 from bids_sodium.spatial.registration import RegistrationParams
+from bids_sodium.tissue.delineation import DelineationParams
+from bids_sodium.tissue.fate import FateParams
 from bids_sodium.tissue.filling import FillingParams
 from bids_sodium.tissue.partialvolume import PartialVolumeParams
 from bids_sodium.tissue.rois import RoiParams
@@ -50,6 +54,9 @@ class RunParams:
 
     output_spaces: tuple[Literal["T1w", "MNI152NLin2009aSym"], ...] = ("T1w", "MNI152NLin2009aSym")
     """Spaces that concentration maps are written in, beside their own."""
+
+    transform_formats: tuple[Literal["fsl", "lta"], ...] = ()
+    """Formats that linear transforms are written in beside ITK's: FLIRT matrices, FreeSurfer's LTA."""
 
     random_seed: int = 0
     """Seed of every random number generator."""
@@ -95,9 +102,9 @@ class Config:
     ----------
     run : RunParams
         What is run, and on how much of the machine.
-    reconstruction, receive, denoising, calibration, diffusion : object
+    reconstruction, receive, denoising, calibration, reference, diffusion : object
         Parameters of the images.
-    registration, segmentation, filling, partialvolume, regions : object
+    registration, mirror, segmentation, filling, partialvolume, regions, delineation, fate : object
         Parameters of space and tissue.
     stroke, ms : object
         Parameters of the group level.
@@ -113,12 +120,16 @@ class Config:
     receive: ReceiveParams = field(default_factory=ReceiveParams)
     denoising: DenoisingParams = field(default_factory=DenoisingParams)
     calibration: CalibrationParams = field(default_factory=CalibrationParams)
+    reference: ReferenceParams = field(default_factory=ReferenceParams)
     diffusion: DiffusionParams = field(default_factory=DiffusionParams)
     registration: RegistrationParams = field(default_factory=RegistrationParams)
+    mirror: MirrorParams = field(default_factory=MirrorParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
     filling: FillingParams = field(default_factory=FillingParams)
     partialvolume: PartialVolumeParams = field(default_factory=PartialVolumeParams)
     regions: RoiParams = field(default_factory=RoiParams)
+    delineation: DelineationParams = field(default_factory=DelineationParams)
+    fate: FateParams = field(default_factory=FateParams)
     stroke: StrokeParams = field(default_factory=StrokeParams)
     ms: MsParams = field(default_factory=MsParams)
 

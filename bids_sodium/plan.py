@@ -13,14 +13,18 @@ What a session cannot have is said in words in its quality table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.names import output
+from bids_sodium.bidsio.segmentations import choose
 from bids_sodium.engine.tasks import Task, in_order
-from bids_sodium.steps import align, extract, parcellate, quantify, reconstruct, regularise
+from bids_sodium.image.receive import ReceiveParams
+from bids_sodium.steps import align, delineate, extract, parcellate, quantify, reconstruct, regularise
+from bids_sodium.steps._atlas import table_of
 
 if TYPE_CHECKING:
     from bids_sodium.bidsio.derivatives import Roots
@@ -33,8 +37,8 @@ SODIUM = extract.SODIUM
 MS_LESIONS = ("T2lesion", "T1hypo")
 STROKE_REGIONS = ("ionic", "cytotoxic", "necrosis")
 _LATE = "necrosis"
+_XFM = {"fsl": ".mat", "lta": ".lta"}
 _TISSUES = ("CGM", "DGM", "NAWM", "CSF", "L")
-_EXTERNAL = ("CGM", "DGM", "GM", "NAWM", "WM", "CSF")
 _SPACES_OF_DWI = frozenset({"dwi", "b1000", "b0", "ADC", "trace"})
 _SPACES_OF_SODIUM = frozenset({"23Na", "na", "Na", "sodium", "PDw"})
 
@@ -122,12 +126,22 @@ class _Participant:
         if reference is not None:
             task, regions = self._parcellate(reference, aligned)
             made.append(task)
+        delineated: dict[str, Task] = {}
+        for session in self.sessions:
+            if reference is None or session.unit not in aligned:
+                continue
+            task, proposed = self._delineate(session, reference, aligned[session.unit])
+            if task is not None:
+                delineated[session.unit] = task
+                regions |= proposed
         for session in self.sessions:
             if self._regularised(session, aligned):
                 made.append(self._regularise(session, reference, aligned))
             if _has_sodium(session):
-                made.append(self._quantify(session, aligned))
-            made.append(self._extract(session, reference, aligned, regions))
+                made.append(self._quantify(session, reference, aligned))
+            if session.unit in delineated:
+                made.append(delineated[session.unit])
+            made.append(self._extract(session, reference, aligned, regions, delineated))
         return made
 
     def _place(self, session: Session, suffix: str, extension: str = ".nii.gz", **entities: str) -> Path:
@@ -185,7 +199,7 @@ class _Participant:
             session,
             align.run_template,
             files,
-            align.Params(registration=self.config.registration),
+            align.Params(registration=self.config.registration, mirror=self.config.mirror),
             version=align.VERSION,
             outputs=(files.transform, files.brain, files.record),
             memory_gb=1.5,
@@ -277,6 +291,7 @@ class _Participant:
             dwi=scan.path,
             bval=scan.bval,
             adc=self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz"),
+            trace=self._trace(session),
             b0=self.work / session.unit / "b0.nii.gz",
             record=self._record(session, "diffusion"),
             roots=self.roots,
@@ -288,8 +303,11 @@ class _Participant:
             files,
             quantify.DiffusionParams(diffusion=self.config.diffusion),
             version=quantify.VERSION,
-            outputs=(files.adc, files.b0, files.record),
+            outputs=(files.adc, files.trace, files.b0, files.record),
         )
+
+    def _trace(self, session: Session) -> Path:
+        return self.roots.output / output(session, datatype="dwi", suffix="trace", extension=".nii.gz")
 
     def _align(self, session: Session, reference: Session | None) -> tuple[Task | None, dict[str, Path]]:
         anatomy, name = _anatomy(session, reference)
@@ -303,8 +321,8 @@ class _Participant:
             brain = self._place(reference, "mask", desc="template")
             after.append(f"{reference.unit}.template")
             if session.t1w is not None and session is not reference:
-                links.append(align.Link(name="orig", image=session.t1w.path, to="anatomy"))
-                own = "orig"
+                links.append(align.Link(name=align.SESSION, image=session.t1w.path, to="anatomy"))
+                own = align.SESSION
         if _has_sodium(session):
             target = own
             for step, scan in (("PDT2head", session.pdt2_head), ("PDT2body", session.pdt2_body)):
@@ -314,7 +332,8 @@ class _Participant:
             links.append(align.Link(name=SODIUM, image=self._sodium(session, "PDw", desc="recon"), to=target))
             after.append(f"{session.unit}.reconstruct")
         frames = {_frame(mask) for masks in session.masks.values() for mask in masks}
-        if session.flair is not None and "FLAIR" in frames and session.flair.path != anatomy:
+        wanted = "FLAIR" in frames or "necrosis" in self._undrawn(session, reference)
+        if session.flair is not None and wanted and session.flair.path != anatomy:
             links.append(align.Link(name="FLAIR", image=session.flair.path, to=own))
         if session.dwi is not None:
             links.append(align.Link(name="dwi", image=self.work / session.unit / "b0.nii.gz", to=own))
@@ -323,6 +342,11 @@ class _Participant:
             links.append(align.Link(name="dwi", image=session.adc.path, to=own))
         if not links:
             return None, {}
+        # a transform of another program goes from the image to the session's own T1w, past all images between
+        links = [
+            replace(link, given=session.transforms[link.name], to=own) if link.name in session.transforms else link
+            for link in links
+        ]
         transforms = {
             link.name: self._place(session, "xfm", ".txt", from_=link.name, to=name, mode="image") for link in links
         }
@@ -336,6 +360,11 @@ class _Participant:
             head=self._sodium(session, "mask", desc="head") if _has_sodium(session) else None,
             record=self._record(session, "align"),
             roots=self.roots,
+            exports=tuple(
+                (frame, place.with_suffix(_XFM[kind]))
+                for frame, place in transforms.items()
+                for kind in self.config.run.transform_formats
+            ),
         )
         task = self._task(
             "align",
@@ -344,17 +373,19 @@ class _Participant:
             files,
             align.Params(registration=self.config.registration),
             version=align.VERSION,
-            outputs=(*transforms.values(), files.head, files.record),
+            outputs=(*transforms.values(), *(path for _, path in files.exports), files.head, files.record),
             after=after,
         )
         return task, transforms
 
-    def _quantify(self, session: Session, aligned: Mapping[str, Mapping[str, Path]]) -> Task:
+    def _quantify(self, session: Session, reference: Session | None, aligned: Mapping[str, Mapping[str, Path]]) -> Task:
         metadata = _metadata(session)
-        labels = quantify.labels(metadata, self.config.calibration)
+        calibration = self.config.calibration
+        labels = quantify.labels(metadata, calibration)
         given = {label: session.masks[label][0].path for label in labels if label in session.masks}
         has_head = session.unit in aligned
         regularised = self._regularised(session, aligned)
+        fluid = self._fluid(session, reference, aligned)
         files = quantify.Files(
             magnitude=self._sodium(session, "PDw", desc="recon"),
             real=self._sodium(session, "PDw", part="real", desc="recon") if session.kspace else None,
@@ -370,7 +401,11 @@ class _Participant:
             roots=self.roots,
             regularised=self._sodium(session, "PDw", desc=self.config.reconstruction.method) if regularised else None,
             series=self._series(session),
+            fields=self._fields(session),
+            corrected=self._corrected(session),
+            fluid=fluid,
         )
+        segmented = fluid is not None and reference is not None and calibration.source == "csf"
         return self._task(
             "quantify",
             session,
@@ -378,18 +413,73 @@ class _Participant:
             files,
             quantify.Params(
                 denoising=self.config.denoising,
-                calibration=self.config.calibration,
+                calibration=calibration,
+                reference=self.config.reference,
+                receive=self.config.receive if self._uses_receive(session) else ReceiveParams(),
                 reconstruction=self.config.reconstruction,
                 metadata=metadata,
             ),
             version=quantify.VERSION,
-            outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.record),
+            outputs=(files.denoised, files.tsc, files.tsc_se, *files.vial_masks, files.corrected, files.record),
             after=[
                 f"{session.unit}.reconstruct",
                 *([f"{session.unit}.align"] if has_head else []),
                 *([f"{session.unit}.regularise"] if regularised else []),
+                *([f"{reference.unit}.parcellate"] if segmented and reference is not None else []),
             ],
         )
+
+    def _fields(self, session: Session) -> quantify.FieldFiles:
+        """Return the maps that the sodium image is corrected with; a volume coil stands for a receive map."""
+        calibration = self.config.calibration
+        divided = session.kspace is None and session.sodium_reference is not None
+        receive = None if divided or calibration.receive == "off" else session.rb1map
+        rb1map = None if receive is None else receive.path
+        if calibration.transmit == "off":
+            return quantify.FieldFiles(rb1map=rb1map)
+        if session.tb1map is not None:
+            sidecar = dict(session.tb1map.sidecar)
+            return quantify.FieldFiles(tb1map=session.tb1map.path, rb1map=rb1map, tb1_sidecar=sidecar)
+        pair, phases = (session.tb1_angles.get(part, ()) for part in ("mag", "phase"))
+        return quantify.FieldFiles(
+            angles=tuple(scan.path for scan in pair),
+            phases=tuple(scan.path for scan in phases) if pair else (),
+            rb1map=rb1map,
+            tb1_sidecar=dict(pair[0].sidecar) if pair else {},
+        )
+
+    def _uses_receive(self, session: Session) -> bool:
+        return self._fields(session).rb1map is not None or self.config.calibration.receive == "bias"
+
+    def _corrected(self, session: Session) -> Path | None:
+        """Return the place of the real part after the correction for fields, where there is one."""
+        fields = self._fields(session)
+        corrected = fields.tb1map or fields.angles or self._uses_receive(session)
+        return self._sodium(session, "PDw", part="real", desc="corrected") if session.kspace and corrected else None
+
+    def _fluid(
+        self, session: Session, reference: Session | None, aligned: Mapping[str, Mapping[str, Path]]
+    ) -> quantify.FluidFiles | None:
+        """Return where the internal reference is drawn, if the scale is to stand on one."""
+        source = self.config.calibration.source
+        here = aligned.get(session.unit, {}).get(SODIUM)
+        record = self._record(session, "align")
+        masks = session.masks.get("vitreous", ())
+        if source == "csf" and reference is not None and here is not None:
+            return quantify.FluidFiles(
+                fluid=self._place(reference, "probseg", label="CSF"),
+                frame="T1w",
+                transform=here,
+                brain=self._place(reference, "mask", desc="brain"),
+                align_record=record,
+            )
+        if source != "vitreous" or not masks:
+            return None
+        if _frame(masks[0]) == SODIUM:
+            return quantify.FluidFiles(fluid=masks[0].path, frame=SODIUM, transform=None, brain=None, align_record=None)
+        if reference is None or here is None:
+            return None
+        return quantify.FluidFiles(fluid=masks[0].path, frame="T1w", transform=here, brain=None, align_record=record)
 
     def _parcellate(
         self, reference: Session, aligned: Mapping[str, Mapping[str, Path]]
@@ -402,8 +492,8 @@ class _Participant:
             for label in (*MS_LESIONS, *STROKE_REGIONS):
                 for scan in session.masks.get(label, ()):
                     frame = _frame(scan)
-                    own = "T1w" if session is reference or session.t1w is None else "orig"
-                    name = own if frame in {"orig", "T1w"} else frame
+                    own = "T1w" if session is reference or session.t1w is None else align.SESSION
+                    name = own if frame in {align.SESSION, "T1w"} else frame
                     transform = None if name == "T1w" else aligned.get(session.unit, {}).get(name)
                     if transform is None and name != "T1w":
                         continue
@@ -415,14 +505,14 @@ class _Participant:
                         )
                     )
                     regions[label, session.unit] = self._place(session, "mask", label=label, desc="consensus")
-        tissues = tuple((name, reference.tissue_maps[name].path) for name in _EXTERNAL if name in reference.tissue_maps)
+        external, choice = choose(reference.segmentations)
         fractions = {name: self._place(reference, "probseg", label=name) for name in _TISSUES}
         filled = self._place(reference, "T1w", desc="filled") if masks else None
         files = parcellate.Files(
             t1w=reference.t1w.path,
             template_transform=self._template_transform(reference),
             masks=tuple(masks),
-            tissues=tissues,
+            external=external,
             preproc=self._place(reference, "T1w", desc="preproc"),
             filled=filled,
             brain=self._place(reference, "mask", desc="brain"),
@@ -430,6 +520,7 @@ class _Participant:
             consensus=tuple((label, unit, path) for (label, unit), path in regions.items()),
             dseg=self._place(reference, "dseg", seg="tissue"),
             dseg_table=self._place(reference, "dseg", ".tsv", seg="tissue"),
+            raters=self._place(reference, "tsc", ".tsv", desc="raters") if len(masks) > len(regions) else None,
             record=self._record(reference, "parcellate"),
             roots=self.roots,
         )
@@ -443,6 +534,7 @@ class _Participant:
                 filling=self.config.filling,
                 regions=self.config.regions,
                 random_seed=self.config.run.random_seed,
+                choice=choice,
             ),
             version=parcellate.VERSION,
             outputs=(
@@ -453,6 +545,7 @@ class _Participant:
                 *regions.values(),
                 files.dseg,
                 files.dseg_table,
+                files.raters,
                 files.record,
             ),
             after=sorted(after),
@@ -460,12 +553,81 @@ class _Participant:
         )
         return task, regions
 
+    def _undrawn(self, session: Session, reference: Session | None) -> tuple[str, ...]:
+        """Return the regions of a session that are to be delineated automatically: wanted, seen, and drawn by nobody.
+
+        The final necrosis is seen on the FLAIR of the anatomy's session alone, oedema on every earlier one.
+        """
+        if reference is None:
+            return ()
+        last = session is reference and len(self.sessions) > 1
+        seen = {
+            "ionic": _has_sodium(session) and not last,
+            "cytotoxic": session.dwi is not None and not last,
+            "necrosis": session.flair is not None and last,
+        }
+        return tuple(label for label in self.config.delineation.labels if seen[label] and label not in session.masks)
+
+    def _delineate(
+        self, session: Session, reference: Session, transforms: Mapping[str, Path]
+    ) -> tuple[Task | None, dict[tuple[str, str], Path]]:
+        frames = {"ionic": SODIUM, "cytotoxic": "dwi", "necrosis": "FLAIR"}
+        images = {"ionic": self._sodium(session, "PDw", desc="denoised"), "cytotoxic": self._trace(session)}
+        if session.flair is not None:
+            images["necrosis"] = session.flair.path
+        sources = [
+            delineate.Source(
+                label=label,
+                image=images[label],
+                frame=frames[label],
+                transform=transforms[frames[label]],
+                own=self._place(session, "mask", label=label, desc="auto"),
+                common=self._place(session, "mask", label=label, desc="consensus"),
+            )
+            for label in self._undrawn(session, reference)
+            if frames[label] in transforms
+        ]
+        if not sources:
+            return None, {}
+        assert reference.t1w is not None  # noqa: S101
+        own = session.t1w if session is not reference else None
+        files = delineate.Files(
+            t1w=reference.t1w.path,
+            brain=self._place(reference, "mask", desc="brain"),
+            csf=self._place(reference, "probseg", label="CSF"),
+            template_transform=self._template_transform(reference),
+            template_record=self._record(reference, "template"),
+            sources=tuple(sources),
+            session_t1w=None if own is None else own.path,
+            session_transform=None if own is None else transforms[align.SESSION],
+            record=self._record(session, "delineate"),
+            roots=self.roots,
+        )
+        labels = {source.label for source in sources}
+        steps = {"ionic": (session, "quantify"), "cytotoxic": (session, "diffusion")}
+        task = self._task(
+            "delineate",
+            session,
+            delineate.run,
+            files,
+            delineate.Params(delineation=self.config.delineation),
+            version=delineate.VERSION,
+            outputs=(*(place for s in sources for place in (s.own, s.common)), files.record),
+            after=[
+                f"{reference.unit}.parcellate",
+                f"{session.unit}.align",
+                *(f"{steps[label][0].unit}.{steps[label][1]}" for label in sorted(labels & set(steps))),
+            ],
+        )
+        return task, {(source.label, session.unit): source.common for source in sources}
+
     def _extract(
         self,
         session: Session,
         reference: Session | None,
         aligned: Mapping[str, Mapping[str, Path]],
         regions: Mapping[tuple[str, str], Path],
+        delineated: Mapping[str, Task],
     ) -> Task:
         sodium = _has_sodium(session)
         whole = reference is not None
@@ -483,12 +645,16 @@ class _Participant:
         adc = self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz")
         adc_source = adc if session.dwi is not None else (session.adc.path if session.adc else None)
         adc_transform = here.get("dwi") if whole else None
-        tables = bool(stroke) and whole and (sodium or adc_transform is not None)
-        expressions = (*stroke, *self.config.regions.expressions) if tables else ()
+        atlases = reference.atlases if reference is not None else ()
+        tables = bool(stroke or atlases) and whole and (sodium or adc_transform is not None)
+        expressions = (*stroke, *self.config.regions.expressions) if tables and stroke else ()
         fractions = _TISSUES if whole else ()
         files = extract.Files(
             kspace=session.kspace.path if session.kspace and whole else None,
-            real=self._sodium(session, "PDw", part="real", desc="recon") if session.kspace and whole else None,
+            real=self._corrected(session) or self._sodium(session, "PDw", part="real", desc="recon")
+            if session.kspace and whole
+            else None,
+            magnitude=self._sodium(session, "PDw", desc="recon") if sodium else None,
             denoised=self._sodium(session, "PDw", desc="denoised") if sodium else None,
             tsc=self._sodium(session, "TSCmap") if sodium else None,
             t1w=reference.t1w.path if reference and reference.t1w else None,
@@ -502,7 +668,10 @@ class _Participant:
             regions=tuple(stroke.items()) if tables else (),
             adc=adc_source if tables else None,
             adc_transform=adc_transform if tables else None,
-            records=tuple((step, self._record(s, step)) for step, s in self._records(session, reference, aligned)),
+            records=(
+                *((step, self._record(s, step)) for step, s in self._records(session, reference, aligned)),
+                *((("delineate", self._record(session, "delineate")),) if session.unit in delineated else ()),
+            ),
             maps=tuple((space, self._sodium(session, "TSCmap", space=space)) for space in spaces),
             spread=tuple(
                 (name, self._sodium(session, "probseg", label=name, desc="psf"))
@@ -521,11 +690,16 @@ class _Participant:
                 for name in expressions
                 if self._possible(name, stroke)
             ),
+            atlases=tuple(
+                (atlas, self._place(session, "dseg", space="T1w", atlas=re.sub(r"[^A-Za-z0-9]+", "", atlas.name)))
+                for atlas in (atlases if tables else ())
+            ),
             adc_map=self.roots.output / output(session, datatype="dwi", suffix="ADC", extension=".nii.gz", space="T1w")
             if tables and adc_source is not None and adc_transform is not None
             else None,
             tissue_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="tissue") if whole and sodium else None,
             roi_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="roi") if tables else None,
+            fate_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="fate") if tables and stroke else None,
             qc_table=self._place(session, "tsc", ".tsv", acq=SODIUM, desc="qc"),
             roots=self.roots,
         )
@@ -541,8 +715,10 @@ class _Participant:
             reconstruction=self.config.reconstruction,
             partialvolume=self.config.partialvolume,
             regions=self.config.regions,
+            fate=self.config.fate,
         )
         steps = [f"{s.unit}.{step}" for step, s in self._records(session, reference, aligned)]
+        steps += [task.id for task in delineated.values() if set(task.outputs) & set(stroke.values())]
         return self._task(
             "extract",
             session,
@@ -555,11 +731,13 @@ class _Participant:
                 *(path for _, path in files.spread),
                 *(path for _, path in files.lesion_fractions),
                 *(path for _, path in files.mirrored),
+                *(place for _, image in files.atlases for place in (image, table_of(image))),
                 files.sodium_brain,
                 files.corrected_map,
                 files.adc_map,
                 files.tissue_table,
                 files.roi_table,
+                files.fate_table,
                 files.qc_table,
             ),
             after=steps,
@@ -647,7 +825,8 @@ def _omissions(
         if session.anatomy is None:
             found.append(("registration of the sodium image", "the session has no proton image"))
     if not stroke:
-        found.append(("region table", "no masks of ionic, cytotoxic or necrosis were given with --derivatives"))
+        what = "delineated regions" if reference is not None and reference.atlases else "region table"
+        found.append((what, "no masks of ionic, cytotoxic or necrosis were given with --derivatives"))
     elif _LATE not in stroke:
         found.append(("regions of final necrosis", "no mask of necrosis was given for any session"))
     if not lesions:

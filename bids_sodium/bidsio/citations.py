@@ -36,6 +36,13 @@ _WORKS = {
         2017,
         "10.1371/journal.pcbi.1005209",
     ),
+    "sklearn": _Work(
+        "Pedregosa F. and others",
+        "Scikit-learn: machine learning in Python",
+        "Journal of Machine Learning Research 12:2825-2830",
+        2011,
+        "",
+    ),
     "ismrmrd": _Work(
         "Inati S.J. and others",
         "ISMRM Raw data format: a proposed standard for MRI raw datasets",
@@ -253,13 +260,7 @@ def _participant_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     denoising = parameters.get("denoising", {}).get("method", "recommended")
     if chosen not in {"tv", "dtv"} and denoising != "off":
         sentences.append(f"Magnitude images were denoised by {_DENOISERS[denoising]}.")
-    vials = parameters.get("calibration", {}).get("vial_mmol_l", ())
-    named = f" of {' and '.join(f'{value:g}' for value in vials)} mmol/L" if vials else ""
-    sentences.append(
-        f"Signal was scaled to total sodium concentration by vials{named} (the scan's sidecar goes before the "
-        "settings), with a line through zero, and corrected for the relaxation of vials and tissue [@riemer]. Vials of "
-        "known diameter were measured with the scan's own acquisition as the model where k-space was given."
-    )
+    sentences.append(_calibration_text(parameters.get("calibration", {})))
     sentences.append(
         "Images of one head were registered rigidly by minimising the share of variance that a smooth function of the "
         "other image's intensity leaves unexplained (correlation ratio, Gauss-Newton from several starts). The T1w "
@@ -267,14 +268,43 @@ def _participant_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "[@nilearn] by an affine transform and fast symmetric-forces demons [@simpleitk]. Transforms were composed, so "
         "that every image was resampled once."
     )
-    if "gtm" in parameters.get("partialvolume", {}).get("methods", ("gtm",)):
+    methods = set(parameters.get("partialvolume", {}).get("methods", ("gtm", "glm", "local", "kspace-density")))
+    ways = {
+        "glm": "by least squares over the image",
+        "local": "by least squares in a neighbourhood of every voxel",
+        "kspace": "by least squares over the samples",
+        "kspace-density": "by density-weighted least squares over the samples",
+        "gtm": "with the geometric transfer matrix [@rousset]",
+    }
+    used = [words for method, words in ways.items() if method in methods]
+    if used:
         sentences.append(
-            "Regional concentrations were corrected for partial volume with the geometric transfer matrix [@rousset] "
-            "and by least squares; in both, each tissue's fraction map was put through the scan's own trajectory, T2* "
-            "decay and reconstruction."
+            f"Regional concentrations were corrected for partial volume {', '.join(used)}; each tissue's fraction map "
+            "was put through the scan's own trajectory, T2* decay and reconstruction, or, without k-space, through the "
+            "modulation of the stated protocol or a Gaussian. Standard errors hold noise, residual, calibration, and "
+            "the uncertain place of the maps and of the boundaries between tissues."
         )
     sentences.append("Computations used NumPy [@numpy] and SciPy [@scipy].")
     return sentences
+
+
+def _calibration_text(calibration: Mapping[str, Any]) -> str:
+    fluids = {"csf": "ventricular cerebrospinal fluid", "vitreous": "the vitreous body of the eyes"}
+    source = calibration.get("source", "vials")
+    if source in fluids:
+        return (
+            "Without vials, signal was scaled to total sodium concentration by an internal reference, "
+            f"{fluids[source]} of an assumed concentration, and corrected for the relaxation of fluid and tissue "
+            "[@riemer]; an error of the assumed concentration is one of every concentration."
+        )
+    vials = calibration.get("vial_mmol_l", ())
+    named = f" of {' and '.join(f'{value:g}' for value in vials)} mmol/L" if vials else ""
+    line = "a line with an intercept" if calibration.get("line") == "intercept" else "a line through zero"
+    return (
+        f"Signal was scaled to total sodium concentration by vials{named} (the scan's sidecar goes before the "
+        f"settings), with {line}, and corrected for the relaxation of vials and tissue [@riemer]. Vials of "
+        "known diameter were measured with the scan's own acquisition as the model where k-space was given."
+    )
 
 
 def _group_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -283,7 +313,8 @@ def _group_text(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"Tables of all participants were joined and the analyses of the {study} study made with NumPy [@numpy], "
         "SciPy [@scipy] and statsmodels [@statsmodels]; each table names its method."
     )
-    return [_opening(), text]
+    more = ["Elastic nets were fitted with scikit-learn [@sklearn]."] if study == "ms" else []
+    return [_opening(), text, *more]
 
 
 def write_boilerplate(logs: Path, text: Boilerplate) -> tuple[Path, Path]:

@@ -409,7 +409,7 @@ def _dump(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def read_table(path: Path, *, schema: Table | None = None) -> pd.DataFrame:
+def read_table(path: Path, *, schema: Table | None = None, text: bool = False) -> pd.DataFrame:
     """Read a TSV; ``n/a`` and empty cells are missing, identifiers stay text.
 
     Parameters
@@ -418,6 +418,8 @@ def read_table(path: Path, *, schema: Table | None = None) -> pd.DataFrame:
         Table.
     schema : Table, optional
         Its columns must all be there.
+    text : bool
+        Whether numbers stay as they are written, as in a table that is made to be printed.
 
     Raises
     ------
@@ -433,7 +435,7 @@ def read_table(path: Path, *, schema: Table | None = None) -> pd.DataFrame:
             sep="\t",
             na_values=["n/a", "N/A", "NA", ""],
             keep_default_na=False,
-            dtype={"participant_id": str, "session_id": str},
+            dtype=str if text else {"participant_id": str, "session_id": str},
             encoding="utf-8-sig",
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

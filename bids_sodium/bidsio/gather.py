@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.files import read_json, read_table, write_table
+from bids_sodium.bidsio.layout import onset_h, onset_units
 from bids_sodium.core.errors import DataError
-from bids_sodium.core.tables import GROUP_TSC, QC, ROI_TSC, TISSUE_TSC
+from bids_sodium.core.tables import FATE, GROUP_TSC, QC, RATERS, ROI_TSC, TISSUE_TSC, Table
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
-__all__ = ["gather", "group_table", "write_group_table"]
+__all__ = ["beside_group_table", "gather", "group_table", "write_group_table"]
 
 _FRACTIONS = ("bpf", "gmf", "wmf", "tiv_ml", "t2lv_ml", "t1lv_ml")
+_CSF = ("csf_sensitivity_CGM", "csf_sensitivity_DGM", "csf_sensitivity_NAWM")
 _ONE_ROW = ["participant_id", "session_id"]
+_BESIDE: Mapping[str, tuple[str, Table]] = {
+    "cells": ("fate", FATE),
+    "raters": ("raters", RATERS),
+}
 
 
-def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
-    """Return the long table that the group level works on, and the dictionary of its columns.
+def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any], list[tuple[str, str]]]:
+    """Return the long table that the group level works on, the dictionary of its columns, and what was left out of it.
 
     Participants' outputs are gathered anew; where there are none, ``group_tsc.tsv`` of the output or of the dataset
     stands for them, so that a consortium can share tables instead of images.
@@ -43,7 +49,7 @@ def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]
             table = read_table(path)
             GROUP_TSC.require(table.columns, where=str(path), columns=("participant_id",))
             sidecar = path.with_suffix(".json")
-            return table, read_json(sidecar) if sidecar.is_file() else {}
+            return table, read_json(sidecar) if sidecar.is_file() else {}, []
     raise DataError(
         "no participant-level tables and no group_tsc.tsv",
         where=str(output),
@@ -51,7 +57,7 @@ def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]
     )
 
 
-def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
+def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any], list[tuple[str, str]]]:
     """Join the tables of all participants with what is known about them.
 
     Parameters
@@ -67,11 +73,13 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
         One row a tissue and method, or a region and contrast; columns of `GROUP_TSC` first.
     dictionary : dict
         Meaning and units of the further columns.
+    left_out : list of (str, str)
+        Phenotype tables that could not be joined, and why: the analyses that need them are left out, the others done.
 
     Raises
     ------
     DataError
-        If no row is found, or a clinical table has no key or a key twice.
+        If no row is found, or participants.tsv or a sessions table has no key or a key twice.
     """
     import pandas as pd
 
@@ -93,25 +101,34 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]]:
     if not fractions.empty:
         one = fractions.drop_duplicates("participant_id", keep="last").drop(columns="session_id")
         table = table.merge(one, on="participant_id", how="left")
+    left_out: list[tuple[str, str]] = []
     for path, keys in _clinical(bids_dir):
-        table = _joined(table, path, keys, dictionary)
-    return table.reindex(
-        columns=[*GROUP_TSC.names, *(c for c in table.columns if c not in GROUP_TSC.names)]
-    ), dictionary
+        try:
+            table = _joined(table, path, keys, dictionary)
+        except DataError as error:
+            if path.parent.name != "phenotype":
+                raise
+            left_out.append((f"phenotype/{path.name}", error.what))
+    columns = [*GROUP_TSC.names, *(c for c in table.columns if c not in GROUP_TSC.names)]
+    return table.reindex(columns=columns), dictionary, left_out
 
 
 def _fractions(output: Path) -> DataFrame:
-    """Return the brain fractions; all sessions of a participant share one segmentation."""
+    """Return the brain fractions, and how far the CSF partition moves with the concentration that it takes for CSF.
+
+    All sessions of a participant share one segmentation.
+    """
     import pandas as pd
 
     rows = []
     for path in sorted(output.glob("sub-*/**/anat/*_acq-23Na_desc-qc_tsc.tsv")):
         quality = read_table(path, schema=QC)
-        found = quality[quality["measure"].isin(_FRACTIONS)]
+        found = quality[quality["measure"].isin([*_FRACTIONS, *_CSF])]
         if not found.empty:
             ids = {name: found[name].iloc[0] for name in _ONE_ROW}
             rows.append({**ids, **dict(zip(found["measure"], found["value"], strict=True))})
-    return pd.DataFrame(rows, columns=[*_ONE_ROW, *_FRACTIONS])
+    table = pd.DataFrame(rows, columns=[*_ONE_ROW, *_FRACTIONS, *_CSF])
+    return table.drop(columns=[name for name in _CSF if table[name].isna().all()]).rename(columns=str.lower)
 
 
 def _clinical(bids_dir: Path) -> list[tuple[Path, list[str]]]:
@@ -129,6 +146,7 @@ def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str,
     extra = read_table(path)
     if path.name.endswith("_sessions.tsv"):
         extra["participant_id"] = path.parent.name
+        extra = _at_scans(_in_hours(extra, path), table)
     elif "session_id" in extra and extra["session_id"].notna().any():
         keys = _ONE_ROW
     missing = [key for key in keys if key not in extra]
@@ -147,6 +165,8 @@ def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str,
         )
     sidecar = path.with_suffix(".json")
     known = read_json(sidecar) if sidecar.is_file() else {}
+    if "sex" in extra and isinstance(known.get("sex"), Mapping):
+        extra["sex"] = _in_words(extra["sex"], known["sex"].get("Levels", {}))
     columns = [column for column in extra.columns if column not in keys]
     dictionary.update({column: known[column] for column in columns if isinstance(known.get(column), Mapping)})
     fresh = [column for column in columns if column not in table]
@@ -156,6 +176,85 @@ def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str,
         new = merged.pop(f"{column}__new")
         merged[column] = merged[column].where(merged[column].notna(), new)
     return merged if fresh or shared else pd.DataFrame(merged)
+
+
+def _in_hours(sessions: DataFrame, path: Path) -> DataFrame:
+    """Return a sessions table with the time after onset in hours, missing where it cannot be."""
+    if "onset_to_scan_h" not in sessions:
+        return sessions
+    units = onset_units(path)
+
+    def hours(value: Any) -> float | None:
+        try:
+            return onset_h({"onset_to_scan_h": str(value)}, path.name, units)
+        except DataError:
+            return None  # the participant level has refused the session and said why
+
+    known = sessions["onset_to_scan_h"].notna()
+    return sessions.assign(onset_to_scan_h=sessions["onset_to_scan_h"].map(hours).where(known).astype(float))
+
+
+def _at_scans(sessions: DataFrame, table: DataFrame) -> DataFrame:
+    """Give scores of visits without a scan, such as the Rankin scale at three months, to the participant's scans.
+
+    Only columns that no visit with a scan fills: a score that was taken at scans, too, belongs to its visit.
+    """
+    own = table[table["participant_id"].isin(sessions["participant_id"])]
+    scanned = sessions["session_id"].isin(own["session_id"])
+    if scanned.all() or not scanned.any():
+        return sessions
+    filled = sessions.copy()
+    for column in filled.columns.difference(["participant_id", "session_id", "onset_to_scan_h"]):
+        values = filled[column]
+        if values[scanned].isna().all() and values.notna().any():
+            filled[column] = values.where(values.notna(), values.dropna().iloc[-1])
+    return filled
+
+
+def beside_group_table(output: Path, bids_dir: Path) -> dict[str, DataFrame]:
+    """Return the tables that do not fit into the long one, and write them beside it.
+
+    Parameters
+    ----------
+    output, bids_dir : Path
+        As for `gather`; where no participant has such a table, the group's own of the output or dataset stands for it.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``cells`` (`FATE`) and ``raters`` (`RATERS`), those that there are.
+    """
+    import pandas as pd
+
+    found: dict[str, DataFrame] = {}
+    for key, (name, schema) in _BESIDE.items():
+        paths = sorted(output.glob(f"sub-*/**/anat/*_desc-{name}_tsc.tsv"))
+        if paths:
+            found[key] = pd.concat([read_table(path, schema=schema) for path in paths], ignore_index=True)
+            write_table(output / f"group_{name}.tsv", found[key], schema)
+            continue
+        for folder in (output, bids_dir):
+            path = folder / f"group_{name}.tsv"
+            if path.is_file():
+                found[key] = read_table(path, schema=schema)
+                write_table(output / path.name, found[key], schema)
+                break
+    return found
+
+
+def _in_words(values: Series, levels: Mapping[str, Any]) -> Series:
+    """Return codes as the words that the sidecar gives for them, other values as they are."""
+    words = {
+        str(code): str(entry.get("Description", code) if isinstance(entry, Mapping) else entry)
+        for code, entry in levels.items()
+    }
+
+    def word(value: Any) -> Any:
+        # a column of whole numbers with gaps is read as 1.0, 2.0
+        code = f"{value:g}" if isinstance(value, float) else str(value)
+        return words.get(code, value)
+
+    return values.astype(object).map(word)
 
 
 def write_group_table(output: Path, table: DataFrame, dictionary: Mapping[str, Any]) -> Path:

@@ -21,14 +21,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bids_sodium.bidsio.atlases import Atlas, given
 from bids_sodium.bidsio.files import read_json
 from bids_sodium.bidsio.names import Entities, is_sodium_label, parse
+from bids_sodium.bidsio.segmentations import External, Finder
 from bids_sodium.core.constants import GAMMA_BAR_MHZ_T, PROTON_GAMMA_BAR_MHZ_T
 from bids_sodium.core.errors import ConfigError, DataError
 
-__all__ = ["FILTER_KEYS", "Dataset", "Scan", "Session", "index", "read_rows"]
+__all__ = ["FILTER_KEYS", "Dataset", "Scan", "Session", "index", "onset_h", "onset_units", "read_rows"]
 
 _IMAGES = (".nii.gz", ".nii")
+_HOURS = {
+    "h": 1.0, "hr": 1.0, "hour": 1.0, "hours": 1.0, "min": 1 / 60, "minute": 1 / 60, "minutes": 1 / 60, "s": 1 / 3600,
+    "second": 1 / 3600, "seconds": 1 / 3600, "d": 24.0, "day": 24.0, "days": 24.0,
+}  # fmt: skip
+"""Units of the time after onset, in h."""
+_MOST_HOURS = 2 * 365 * 24.0
+_TRANSFORMS = (".txt", ".tfm", ".mat", ".lta")
 _RAW_DATA = (".h5", ".hdf5", ".mrd", ".dat", ".npz", ".mat")
 _BESIDE_RAW_DATA = ("TrajectoryFile", "GradientImpulseResponse")
 _MHZ_T_OF_SODIUM = (11.0, 11.5)
@@ -111,10 +120,17 @@ class Session:
         Diffusion images with their gradient tables, or the scanner's ADC map.
     tb1map, rb1map : Scan or None
         Transmit and receive maps of sodium.
+    tb1_angles : mapping of str to tuple of Scan
+        Images of a transmit measurement by part, ``mag`` and ``phase``, in the order of their ``flip-`` (TB1DAM).
     masks : mapping of str to tuple of Scan
         Given masks by label, one a rater; a mask without a label by its ``desc-``.
-    tissue_maps : mapping of str to Scan
-        Given probability maps by label (``GM``) and label images by ``seg-`` or ``desc-``, ``dseg`` without either.
+    segmentations : tuple of External
+        What derivative datasets offer as tissues of the T1w image, in the order in which they are named.
+    atlases : tuple of Atlas
+        Label images whose regions get rows: those of the command line, and those of derivative datasets that are
+        named ``atlas-`` and lie on the T1w image.
+    transforms : mapping of str to Path
+        Given linear transforms (``from-FRAME_to-T1w``, of ITK, FSL or FreeSurfer) by the frame they come from.
     columns : mapping of str to str
         This session's row of the sessions table; missing values are left out.
     participant : mapping of str to str
@@ -144,8 +160,11 @@ class Session:
     adc: Scan | None = None
     tb1map: Scan | None = None
     rb1map: Scan | None = None
+    tb1_angles: Mapping[str, tuple[Scan, ...]] = field(default_factory=dict)
     masks: Mapping[str, tuple[Scan, ...]] = field(default_factory=dict)
-    tissue_maps: Mapping[str, Scan] = field(default_factory=dict)
+    segmentations: tuple[External, ...] = ()
+    atlases: tuple[Atlas, ...] = ()
+    transforms: Mapping[str, Path] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     participant: Mapping[str, str] = field(default_factory=dict)
     onset_to_scan_h: float | None = None
@@ -159,12 +178,12 @@ class Session:
 
     @property
     def scans(self) -> Iterator[Scan]:
-        """Every scan that the session holds, masks and tissue maps included."""
+        """Every scan that the session holds, masks included."""
         named = (getattr(self, name) for name in self.__slots__)
         yield from (scan for scan in named if isinstance(scan, Scan))
         yield from self.sodium_echoes
+        yield from (scan for scans in self.tb1_angles.values() for scan in scans)
         yield from (scan for scans in self.masks.values() for scan in scans)
-        yield from self.tissue_maps.values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -322,6 +341,7 @@ def index(
     exclude: Collection[str] = (),
     filters: Path | None = None,
     derivatives: Mapping[str, Path] | None = None,
+    atlases: Iterable[tuple[str, Path]] = (),
     database_dir: Path | None = None,
     validate: bool = False,
 ) -> Dataset:
@@ -338,7 +358,9 @@ def index(
     filters : Path, optional
         BIDS filter file: for any of `FILTER_KEYS` a pybids query. Unknown keys are noted.
     derivatives : mapping of str to Path, optional
-        Derivative datasets that masks and tissue maps are read from.
+        Derivative datasets that masks and tissue segmentations are read from.
+    atlases : iterable of (str, Path)
+        Name and label image of atlases that serve every participant.
     database_dir : Path, optional
         Where pybids keeps its index of the whole dataset between runs; it is made anew when it lacks a file.
     validate : bool
@@ -371,12 +393,15 @@ def index(
 
     trees = {"raw": _Tree(str(root)), "sourcedata": _Tree(str(root / "sourcedata"))}
     trees |= {f"derivative {name}": _Tree(str(path)) for name, path in named.items()}
+    finders = [Finder(name, path) for name, path in named.items()]
+    shared = given(atlases)
     for tree in trees.values():
         if Path(tree.root).is_dir():
             tree.walk(tree.root, tree.shared, deep=False)
     records: list[Session] = []
     for participant in chosen:
-        records += _participant(participant, trees, wanted, selected, by_id.get(participant, {}))
+        found = _participant(participant, trees, finders, wanted, selected, by_id.get(participant, {}))
+        records += [replace(record, atlases=(*shared, *record.atlases)) for record in found]
     if wanted is not None and not records:
         raise DataError(
             f"no participant has a session {_some(sorted(wanted))}", where=str(root), hint="check --session-label"
@@ -431,6 +456,7 @@ def _describe(root: Path, *, validate: bool) -> list[str]:
 def _participant(
     participant: str,
     trees: Mapping[str, _Tree],
+    finders: Sequence[Finder],
     wanted: Collection[str] | None,
     selected: Mapping[str, Collection[str]],
     row: Mapping[str, str],
@@ -460,7 +486,7 @@ def _participant(
         )
         if problem is None:
             try:
-                record = _Reader(trees, participant, label, selected).read(record)
+                record = _Reader(trees, finders, participant, label, selected).read(record)
             except DataError as error:
                 record = replace(record, problem=error)
         records.append(record)
@@ -536,14 +562,66 @@ def _check_sodium(scan: Scan) -> None:
             )
 
 
-def _onset_h(columns: Mapping[str, str], where: str) -> float | None:
+def onset_h(columns: Mapping[str, str], where: str, units: str = "h") -> float | None:
+    """Return the time from stroke onset to the scan, in hours.
+
+    Parameters
+    ----------
+    columns : mapping of str to str
+        Row of the sessions table.
+    where : str
+        The table, for the message.
+    units : str
+        Units of the column, as its sidecar states them.
+
+    Raises
+    ------
+    DataError
+        If the time is no number, its units are unknown, or it is not after onset or later than two years.
+
+    Examples
+    --------
+    >>> onset_h({"onset_to_scan_h": "90"}, "sub-01_sessions.tsv", "min")
+    1.5
+    """
     text = columns.get("onset_to_scan_h")
     if text is None:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise DataError(f"onset_to_scan_h is {text!r}", where=where, hint="write a number of hours, or n/a") from None
+    factor = _HOURS.get(units.strip().lower())
+    if factor is None:
+        raise DataError(
+            f"onset_to_scan_h has the units {units!r}",
+            where=where,
+            hint=f"use one of {', '.join(_HOURS)} in the sidecar",
+        )
+    hours = value * factor
+    if not 0.0 < hours < _MOST_HOURS:
+        raise DataError(
+            f"onset_to_scan_h is {text} {units}, a scan {hours:g} h after onset",
+            where=where,
+            hint="times are after onset and below two years; state other units (min, d) in the sidecar, or write n/a",
+        )
+    return hours
+
+
+def onset_units(path: Path) -> str:
+    """Return the units of the time after onset that the sidecar of a sessions table, or of the dataset, states.
+
+    Parameters
+    ----------
+    path : Path
+        ``sub-<label>_sessions.tsv``.
+    """
+    for sidecar in (path.with_suffix(".json"), path.parent.parent / "sessions.json"):
+        if sidecar.is_file():
+            entry = read_json(sidecar).get("onset_to_scan_h")
+            if isinstance(entry, Mapping) and entry.get("Units"):
+                return str(entry["Units"])
+    return "h"
 
 
 @dataclass(slots=True)
@@ -551,6 +629,7 @@ class _Reader:
     """Sorts the files of one session into its record."""
 
     trees: Mapping[str, _Tree]
+    finders: Sequence[Finder]
     participant: str
     label: str | None
     selected: Mapping[str, Collection[str]]
@@ -582,7 +661,6 @@ class _Reader:
         anatomy = None
         for suffix in _ANATOMY:
             anatomy = anatomy or pick("anatomy", [s for s in plain if _of(s, suffix)])
-        masks, tissue_maps = self._derived()
         columns = {**blank.columns}
         onset = {**blank.participant, **columns}
         session = replace(
@@ -604,19 +682,27 @@ class _Reader:
             adc=pick("adc", [self._scan(file)[1] for file in images if file.suffix == "ADC"]),
             tb1map=self._map(images, "TB1map"),
             rb1map=self._map(images, "RB1map"),
-            masks=masks,
-            tissue_maps=tissue_maps,
-            onset_to_scan_h=_onset_h(onset, f"{self.participant}_sessions.tsv"),
+            tb1_angles=self._angles(images),
+            masks=self._masks(),
+            segmentations=() if t1w is None else self._segmentations(t1w),
+            atlases=() if t1w is None else self._atlases(),
+            transforms={} if t1w is None else self._transforms(),
+            onset_to_scan_h=onset_h(
+                onset,
+                f"{self.participant}_sessions.tsv",
+                onset_units(Path(self.trees["raw"].root, self.participant, f"{self.participant}_sessions.tsv")),
+            ),
             notes=tuple(self.notes),
         )
         dangling = set().union(*(tree.dangling for tree in self.trees.values()))
-        for scan in session.scans if dangling else ():
-            if str(scan.path) in dangling:
-                raise DataError(
-                    "the file is a link whose content is not here",
-                    where=str(scan.path),
-                    hint="fetch it first, for example with 'datalad get' or 'git annex get'",
-                )
+        given = [scan.path for scan in session.scans if str(scan.path) in dangling]
+        given += [path for found in session.segmentations for path in found.paths if not path.exists()]
+        for path in given:
+            raise DataError(
+                "the file is a link whose content is not here",
+                where=str(path),
+                hint="fetch it first, for example with 'datalad get' or 'git annex get'",
+            )
         return session
 
     def _mine(self, file: _File) -> bool:
@@ -680,26 +766,59 @@ class _Reader:
         pairs = [self._scan(file) for file in images if file.suffix == suffix]
         return self._pick(suffix, [scan for file, scan in pairs if _is_sodium(file, scan.sidecar)])
 
-    def _derived(self) -> tuple[dict[str, tuple[Scan, ...]], dict[str, Scan]]:
+    def _angles(self, images: Iterable[_File]) -> dict[str, tuple[Scan, ...]]:
+        """Return pairs of images at two flip angles; a part that is no pair is left out and told."""
+        found: dict[str, list[Scan]] = {}
+        for file, scan in (self._scan(file) for file in images if file.suffix == "TB1DAM"):
+            if _is_sodium(file, scan.sidecar):
+                found.setdefault(scan.entities.get("part", "mag"), []).append(scan)
+        pairs = {part: tuple(sorted(scans, key=lambda s: s.entities.get("flip", ""))) for part, scans in found.items()}
+        for part, scans in pairs.items():
+            if len(scans) != 2:
+                self.notes.append(f"{len(scans)} {part} images of a transmit measurement (TB1DAM), not 2: left out")
+        return {part: scans for part, scans in pairs.items() if len(scans) == 2}
+
+    def _masks(self) -> dict[str, tuple[Scan, ...]]:
         masks: dict[str, list[Scan]] = {}
-        maps: dict[str, list[Scan]] = {}
         for name, tree in self.trees.items():
             if not name.startswith("derivative "):
                 continue
             for file in tree.files:
-                shared = "ses" not in file.entities
-                if file.extension not in _IMAGES or not (shared or self._mine(file)):
+                if file.extension not in _IMAGES or not ("ses" not in file.entities or self._mine(file)):
                     continue
-                if _STANDARD_SPACE.match(file.entities.get("space", "")):
+                if file.suffix == "mask" and not _STANDARD_SPACE.match(file.entities.get("space", "")):
+                    key = next((file.entities[key] for key in ("label", "desc") if key in file.entities), file.suffix)
+                    masks.setdefault(key, []).append(self._scan(file, name)[1])
+        return {key: tuple(_nearest(scans)) for key, scans in sorted(masks.items())}
+
+    def _segmentations(self, t1w: Scan) -> tuple[External, ...]:
+        found = (finder.find(self.participant, self.label, t1w.entities) for finder in self.finders)
+        return tuple(external for external in found if external is not None)
+
+    def _transforms(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for name, tree in self.trees.items():
+            for file in tree.files if name.startswith("derivative ") else ():
+                frame = file.entities.get("from", "")
+                if file.suffix != "xfm" or file.entities.get("to") != "T1w" or file.extension not in _TRANSFORMS:
                     continue
-                keys = ("label", "desc") if file.suffix == "mask" else ("label", "seg", "desc")
-                key = next((file.entities[key] for key in keys if key in file.entities), file.suffix)
-                if file.suffix in {"mask", "probseg", "dseg"}:
-                    (masks if file.suffix == "mask" else maps).setdefault(key, []).append(self._scan(file, name)[1])
-        return (
-            {key: tuple(_nearest(scans)) for key, scans in sorted(masks.items())},
-            {key: _nearest(scans)[0] for key, scans in sorted(maps.items())},
-        )
+                # from-orig is fMRIPrep's own step, which its segmentation is read with
+                if self._mine(file) and frame not in {"", "orig", "T1w"}:
+                    found.setdefault("23Na" if is_sodium_label(frame) else frame, Path(file.path))
+        return found
+
+    def _atlases(self) -> tuple[Atlas, ...]:
+        own: dict[str, Atlas] = {}
+        for name, tree in self.trees.items():
+            for file in tree.files if name.startswith("derivative ") else ():
+                label = file.entities.get("atlas")
+                here = "ses" not in file.entities or self._mine(file)
+                if label is None or not here or file.suffix != "dseg" or file.extension not in _IMAGES:
+                    continue
+                if file.entities.get("space", "T1w") == "T1w":
+                    (atlas,) = given([(label, Path(file.path))])
+                    own.setdefault(label, replace(atlas, space="T1w", note=""))
+        return tuple(own.values())
 
 
 def _of(scan: Scan, *suffixes: str) -> bool:

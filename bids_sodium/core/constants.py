@@ -131,7 +131,8 @@ def relaxation_of(tissue: str) -> Relaxation:
     Parameters
     ----------
     tissue : str
-        A key of `RELAXATION` or a lesion label of the file names (``L``, ``T1iso``, ``ionic`` ...).
+        A key of `RELAXATION` or a lesion label of the file names (``L``, ``T1iso``, ``ionic`` ...); what follows a
+        colon tells parts of one tissue apart and does not count (``lesion:2``).
 
     Raises
     ------
@@ -143,4 +144,5 @@ def relaxation_of(tissue: str) -> Relaxation:
     >>> relaxation_of("T1hypo") is RELAXATION["lesion"]
     True
     """
-    return RELAXATION["lesion" if tissue in _LESIONS else tissue]
+    kind = tissue.partition(":")[0]
+    return RELAXATION["lesion" if kind in _LESIONS else kind]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bids_sodium.core.errors import DataError
 
-__all__ = ["GROUP_RESULT", "GROUP_TSC", "QC", "ROI_TSC", "TISSUE_TSC", "Column", "Table"]
+__all__ = ["GROUP_RESULT", "GROUP_TSC", "NORMS", "QC", "ROI_TSC", "TISSUE_TSC", "Column", "Table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +121,57 @@ ROI_TSC = Table(
     (
         *_IDS,
         Column("onset_to_scan_h", "Time from stroke onset to the scan", "h"),
-        Column("roi", "Region: a delineated one or an expression of them (ionic, necrosis-ionic, ionic&necrosis, ...)"),
+        Column(
+            "roi",
+            "Region: a delineated one, an expression of them (ionic, necrosis-ionic, ionic&necrosis, ...) or one of an "
+            "atlas (ATLAS:name)",
+        ),
         Column("contrast", "Image the values are read from", levels=("na", "tsc", "adc")),
+        Column("method", "Partial-volume correction: raw (mean of the image) or gtm (fit of the scan's own model)"),
         Column("ipsi", "Mean over the region (na: a.u., tsc: mmol/L, adc: mm2/s)", "a.u., mmol/L or mm2/s"),
         Column("contra", "Mean over the mirrored region", "a.u., mmol/L or mm2/s"),
         Column("percent_change", "(ipsi - contra) / contra x 100", "%"),
+        Column("percent_se", "Standard error of percent_change; errors of drawing and mirroring are not in it", "%"),
         Column("ipsi_sd", "Standard deviation over the region", "a.u., mmol/L or mm2/s"),
         Column("contra_sd", "Standard deviation over the mirrored region", "a.u., mmol/L or mm2/s"),
         Column("n_voxels", "Voxels in the region"),
         Column("volume_ml", "Volume of the region", "mL"),
         Column("kept", "1 where the region enters the analyses, 0 where it does not"),
         Column("reason", "Why a region was left out"),
+    ),
+)
+
+FATE = Table(
+    "fate_tsc",
+    "One row a small cell of tissue in and around early lesions: what it showed and whether it was necrotic in the end",
+    (
+        *_IDS,
+        Column("onset_to_scan_h", "Time from stroke onset to the scan", "h"),
+        Column("cell", "Number of the cell within the scan"),
+        Column("x_mm", "Left to right place of its centre, in the frame of the anatomical image", "mm"),
+        Column("y_mm", "Back to front place of its centre", "mm"),
+        Column("z_mm", "Bottom to top place of its centre", "mm"),
+        Column("volume_ml", "Volume of brain tissue in the cell", "mL"),
+        Column("lesion_share", "Share of the cell inside an early lesion (ionic or cytotoxic)", "1"),
+        Column("na_percent", "Sodium signal against the mirrored place, (ipsi - contra) / contra x 100", "%"),
+        Column("adc_percent", "ADC against the mirrored place, (ipsi - contra) / contra x 100", "%"),
+        Column("necrosis_share", "Share of the cell inside the final necrosis, n/a where no mask of it is known", "1"),
+    ),
+)
+
+RATERS = Table(
+    "raters",
+    "One row a region, scan and pair of raters: how far their masks agree",
+    (
+        *_IDS,
+        Column("label", "Region"),
+        Column("rater_a", "First rater: desc- of the mask, else its place in the order of names"),
+        Column("rater_b", "Second rater"),
+        Column("dice", "Dice overlap, 2 |A and B| / (|A| + |B|)", "1"),
+        Column("hausdorff95_mm", "95th percentile of the distances between the outlines", "mm"),
+        Column("volume_a_ml", "Volume drawn by the first rater", "mL"),
+        Column("volume_b_ml", "Volume drawn by the second rater", "mL"),
+        Column("volume_difference_ml", "Second volume minus the first", "mL"),
     ),
 )
 
@@ -184,5 +224,22 @@ GROUP_RESULT = Table(
         Column("r2", "Coefficient of determination", "1"),
         Column("method", "How estimate, interval and p value were made"),
         Column("note", "What a reader must know"),
+    ),
+)
+
+NORMS = Table(
+    "norms",
+    "One row a stratum of the people that a raw clinical score is compared with",
+    (
+        Column("score", "Column of the raw score in the participants' or phenotype tables"),
+        Column("mean", "Mean of the score in the stratum"),
+        Column("sd", "Standard deviation of the score in the stratum"),
+        Column("age_low", "Youngest age of the stratum, in whole years; n/a for none", "year"),
+        Column("age_high", "Oldest age of the stratum, in whole years; n/a for none", "year"),
+        Column("sex", "Sex of the stratum: F, M, or n/a for both"),
+        Column("education_low", "Fewest years of education; n/a for none", "year"),
+        Column("education_high", "Most years of education; n/a for none", "year"),
+        Column("better", "Whether a higher or a lower score is better", levels=("higher", "lower")),
+        Column("z", "Column that the z score becomes, by default z_ and the score"),
     ),
 )

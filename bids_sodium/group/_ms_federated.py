@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.core.errors import DataError, EstimationError, InternalError
 from bids_sodium.group._ms_regressions import plans
+from bids_sodium.group._ms_sites import add_meta
 from bids_sodium.group._ms_view import MsParams, View, label, planned
-from bids_sodium.group.results import Analysis, Ledger, Study, empty_results, listing, plural, taken
-from bids_sodium.stats.harmonization import Moments, fit_moments, meta_analysis, moments, with_sites
+from bids_sodium.group.results import Analysis, Ledger, Study, empty_results, listing, plural, stopped, taken
+from bids_sodium.stats.harmonization import Moments, fit_moments, moments, with_sites
 from bids_sodium.stats.regression import backward_moments
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ def analyse_summaries(shared: Sequence[Summary], params: MsParams | None = None)
             analysis = make(shared, p, ledger, eliminations)
         except (DataError, EstimationError) as error:
             analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
+        except InternalError as error:
+            analysis = stopped(name, title, error)
         done.append(analysis)
     return Study(study="ms", analyses=tuple(done))
 
@@ -387,23 +390,15 @@ def _regressions(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _
     del shared
     if not fits:
         raise EstimationError("no elimination could be made; see the univariable analyses")
+    for subset in dict.fromkeys(subset for _, subset, _ in fits):
+        start = len(ledger)
+        for (_, where, outcome), found in fits.items():
+            if where == subset:
+                _terms(p, ledger, found, subset, outcome, found.retained)
+        ledger.adjust(start, method="bh")
     for (_, subset, outcome), found in fits.items():
         fit = found.final
-        start = len(ledger)
-        for name in fit.names[1:]:
-            ledger.add(
-                model="backward elimination",
-                subset=subset,
-                outcome=label(outcome),
-                term=name,
-                **taken(fit[name], "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
-                n=fit.n,
-                r2=fit.r2,
-                null=0.0,
-                method=f"linear regression from cross-products, removed at p > {p.p_remove:g}; Holm over the model",
-                note="retained" if name in found.retained else "forced covariate",
-            )
-        ledger.adjust(start)
+        _terms(p, ledger, found, subset, outcome, found.forced)
         for test in found.retests:
             ledger.add(
                 model="re-test of an omitted term",
@@ -420,6 +415,27 @@ def _regressions(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _
         text=f"Candidates were eliminated backwards while p exceeded {p.p_remove:g}; each omitted candidate was tested "
         "again in the final model."
     )
+
+
+def _terms(
+    p: MsParams, ledger: Ledger, found: Elimination[PooledModel], subset: str, outcome: str, names: Iterable[str]
+) -> None:
+    """Add terms of a final model."""
+    fit = found.final
+    for name in names:
+        ledger.add(
+            model="backward elimination",
+            subset=subset,
+            outcome=label(outcome),
+            term=name,
+            **taken(fit[name], "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+            n=fit.n,
+            r2=fit.r2,
+            null=0.0,
+            method=f"linear regression from cross-products, removed at p > {p.p_remove:g}"
+            + ("; Benjamini-Hochberg over the retained terms of all outcomes" if name in found.retained else ""),
+            note="retained" if name in found.retained else "forced covariate",
+        )
 
 
 def _meta(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _Fits) -> Analysis:
@@ -442,39 +458,8 @@ def _meta(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _Fits) -
                 except EstimationError as error:
                     missing.append(f"{one.site}: {error.what}")
                     continue
-                rows.append(
-                    {"outcome": label(variable), "term": term, "site": one.site, "n": one.n}
-                    | taken(fit[term], "estimate", "se", "ci_low", "ci_high")
-                )
-            result = meta_analysis(
-                [row["estimate"] for row in rows], [row["se"] for row in rows], confidence=p.confidence
-            )
-            total = sum(int(row["n"]) for row in rows)
-            both = {"outcome": label(variable), "term": term, "n": total, "estimate": result.estimate, "se": result.se}
-            forest += [
-                *rows,
-                {**both, "site": "all sites", "ci_low": result.ci_low, "ci_high": result.ci_high},
-                {
-                    **both,
-                    "site": "a new site (prediction)",
-                    "ci_low": result.prediction_low,
-                    "ci_high": result.prediction_high,
-                },
-            ]
-            ledger.add(
-                model="random-effects meta-analysis",
-                subset=term.replace(" - ", " and "),
-                outcome=label(variable),
-                term=term,
-                **taken(result, "estimate", "se", "ci_low", "ci_high", "statistic", "p"),
-                df=result.n_sites - 1,
-                n=total,
-                null=0.0,
-                method="two stages, REML, Hartung-Knapp; Holm over all rows",
-                note=f"{plural(result.n_sites, 'site')}; I2 {result.i2:.0f} %, tau {np.sqrt(result.tau2):.3g}; a new "
-                f"site would lie within {result.prediction_low:.3g} to {result.prediction_high:.3g}"
-                + (f"; without {'; '.join(missing)}" if missing else ""),
-            )
+                rows.append({"site": one.site, "n": one.n} | taken(fit[term], "estimate", "se", "ci_low", "ci_high"))
+            forest += add_meta(ledger, p, variable, term, rows=rows, missing=missing)
     ledger.adjust()
     return ledger.close(
         data={"forest": pd.DataFrame(forest)},

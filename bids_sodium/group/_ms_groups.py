@@ -1,4 +1,4 @@
-"""Groups of an MS cohort compared: as published, in one model, within patients, across sites and methods."""
+"""Groups of an MS cohort compared: as published, in one model, within patients, by every partial-volume method."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from typing import Any
 import numpy as np
 
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, planned, too_few
+from bids_sodium.group._ms_view import (
+    TSC_COVARIATE,
+    Known,
+    MsParams,
+    View,
+    course_pairs,
+    label,
+    planned,
+    ranks,
+    too_few,
+)
 from bids_sodium.group._planning import add_sizes
 from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
 from bids_sodium.group.rows import METHODS, persons
 
-__all__ = ["comparisons", "joint", "lesions", "methods", "planning", "sites"]
+__all__ = ["comparisons", "joint", "lesions", "methods", "planning"]
 
 
-def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Group comparisons as published: one dummy a pair, covariates entered linearly."""
-    del rng, eliminations
+    del rng, known
     import pandas as pd
-
-    from bids_sodium.stats.comparisons import rank_sum
 
     means = []
     for section in dict.fromkeys(c.section for c in view.comparisons):
@@ -60,8 +68,7 @@ def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
             ledger.skip(f"edss, {first} - {second}", reason)
             continue
         with ledger.part(f"edss, {first} - {second}"):
-            edss = view.column("edss")
-            test = rank_sum(edss[view.members(first, p)], edss[view.members(second, p)], confidence=p.confidence)
+            test = ranks(view, p, "edss", (first, second))
             exact = bool(np.isfinite(test.p_exact))
             ledger.add(
                 model="rank sum",
@@ -82,9 +89,9 @@ def comparisons(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
     )
 
 
-def joint(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def joint(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Group comparisons as recommended: all groups in one model, adjusted means, Holm over the pairs."""
-    del rng, eliminations
+    del rng, known
     import pandas as pd
 
     from bids_sodium.stats.regression import group_means
@@ -156,19 +163,57 @@ def joint(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eli
                     null=0.0,
                     method="difference of adjusted means; Holm over the pairs",
                 )
+    _ordered_edss(view, p, ledger)
     return ledger.close(
         data={"means": pd.DataFrame(means)},
         text="All groups stand in one linear model with common covariates; differences of adjusted means are adjusted "
-        "by Holm's method over the pairs of a variable.",
+        "by Holm's method over the pairs of a variable. The EDSS, whose steps are not equal, was compared by "
+        "proportional odds.",
     )
+
+
+def _ordered_edss(view: View, p: MsParams, ledger: Ledger) -> None:
+    """Add the odds of a higher EDSS of every group against every other, from one proportional-odds model."""
+    from bids_sodium.stats.regression import proportional_odds
+
+    groups = [g for g in (p.cis, *p.ms_groups) if not too_few(view, p, "edss", (g,))]
+    with ledger.part("edss, proportional odds"):
+        if len(groups) < 2:
+            raise DataError(too_few(view, p, "edss", (p.cis, *p.ms_groups)))
+        rows = np.any([view.members(g, p) for g in groups], axis=0)
+        edss, group = view.column("edss")[rows], view.people["group"].to_numpy()[rows]
+        start = len(ledger)
+        for i, reference in enumerate(groups[:-1]):
+            # the same model with another reference, for the pairs that the first one does not hold
+            others = [g for g in groups if g != reference]
+            fit = proportional_odds((group[:, None] == np.array(others)).astype(float), edss, names=others)
+            for later in groups[i + 1 :]:
+                j = others.index(later)
+                ledger.add(
+                    model="proportional odds by group",
+                    subset=listing(groups),
+                    outcome=label("edss"),
+                    term=f"{later} - {reference}",
+                    estimate=fit.estimate[j],
+                    se=fit.se[j],
+                    ci_low=fit.ci_low[j],
+                    ci_high=fit.ci_high[j],
+                    statistic=fit.likelihood_ratio[j],
+                    df=1,
+                    p=fit.p[j],
+                    n=fit.n,
+                    method="log odds of a higher EDSS, Wald interval, likelihood-ratio test; Holm over the pairs",
+                    note=f"odds ratio {fit.odds_ratio[j]:.4g}; {plural(fit.levels.size, 'level')}",
+                )
+        ledger.adjust(start)
 
 
 _TISSUE_NAME = {"tsc_nawm": "NAWM", "tsc_t2lesion": "T2lesion", "tsc_t1iso": "T1iso", "tsc_t1hypo": "T1hypo"}
 
 
-def lesions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def lesions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Lesions against normal-appearing white matter, within patients."""
-    del rng, eliminations
+    del rng, known
     plans = (
         ("tsc_nawm", ("tsc_t2lesion",), False),
         ("tsc_t1iso", ("tsc_t1hypo",), False),
@@ -236,121 +281,78 @@ def _lesion_model(
     ledger.adjust(start)
 
 
-def sites(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
-    """Whether sites change the group differences: fixed effects of 2 to 4 sites, a random one of more."""
-    del rng, eliminations
-    if "site" not in view.people or view.people["site"].nunique() < 2:
-        raise DataError("one site, or no column site: there is nothing to adjust for")
-    import pandas as pd
-
-    counts = pd.crosstab(view.people["site"], view.people["group"]).reset_index()
-    counts.columns.name = None
-    for variable in ("tsc_cgm", "tsc_dgm", "tsc_nawm"):
-        for first, second in (("MS", p.controls), *course_pairs(p)):
-            with ledger.part(f"{variable}, {first} - {second}"):
-                reason = too_few(view, p, variable, (first, second))
-                if reason:
-                    raise EstimationError(reason)
-                _site_row(view, p, ledger, variable, (first, second))
-    return ledger.close(
-        data={"counts": counts},
-        text="Group differences were fitted again with the site as a fixed effect (2 to 4 sites) or a random intercept "
-        "(5 or more); where site and diagnosis go together, no difference is given.",
-    )
-
-
-def _site_row(view: View, p: MsParams, ledger: Ledger, variable: str, pair: tuple[str, str]) -> None:
-    from bids_sodium.stats.comparisons import mixed
-    from bids_sodium.stats.regression import ols
-
-    first, second = pair
-    covariate = TSC_COVARIATE[variable]
-    if covariate not in view.people:
-        raise DataError(f"no column {covariate}")
-    a = view.members(first, p)
-    used = (a | view.members(second, p)) & view.people["site"].notna().to_numpy()
-    used &= ~np.isnan(view.column(variable)) & ~np.isnan(view.column(covariate))
-    site = view.people["site"].to_numpy()[used].astype(str)
-    names = sorted(set(site))
-    if len(names) < 2:
-        raise EstimationError(f"{plural(len(names), 'site')} with {first} or {second}; 2 are needed")
-    y, z = view.column(variable)[used], view.column(covariate)[used]
-    X = np.column_stack([np.ones(y.size), a[used].astype(float), z - z.mean()])
-    shared: dict[str, Any] = {
-        "subset": f"{first} and {second}, {plural(len(names), 'site')}",
-        "outcome": label(variable),
-        "term": f"{first} - {second}",
-    }
-    if len(names) < 5:
-        dummies = (site[:, None] == np.array(names[1:])).astype(float)
-        labels = ("intercept", "group", covariate, *(f"site {s}" for s in names[1:]))
-        fit = ols(np.column_stack([X, dummies]), y, names=labels, confidence=p.confidence)
-        test = fit.test(np.hstack([np.zeros((len(names) - 1, 3)), np.eye(len(names) - 1)]))
-        ledger.add(
-            **shared,
-            model=f"group + {covariate} + site (fixed)",
-            **taken(fit["group"], "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
-            n=fit.n,
-            r2=fit.r2,
-            null=0.0,
-            method="linear regression",
-            note=f"site effect F({test.df_numerator}, {test.df}) = {test.statistic:.3f}, p {test.p:.4g}",
-        )
-        return
-    random = mixed(y, X, site, names=("intercept", "group", covariate), confidence=p.confidence)
-    shared |= {"model": f"group + {covariate} + (1 | site)", "method": "REML, Kenward-Roger"}
-    term = shared.pop("term")
-    note = f"SD between sites {random.sd_random[0]:.3g} mmol/L"
-    ledger.add_contrasts(random, [term], np.array([[0.0, 1.0, 0.0]]), shared, note=note)
-
-
-def methods(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def methods(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Repeat the main group differences by every partial-volume method of the table."""
-    del rng, eliminations
-    from bids_sodium.stats.regression import group_difference
-
+    del rng, known
     found = [str(m) for m in view.long["method"].dropna().unique()] if "method" in view.long else []
     methods = [*(m for m in METHODS if m in found), *sorted(set(found) - set(METHODS) - {"n/a"})]
     if len(methods) < 2:
         raise DataError(f"{plural(len(methods), 'partial-volume method')} in the table; 2 are needed to compare")
     for method in methods:
         people = persons(view.long, method=method, group_aliases=p.group_aliases).table
-        one = View(long=view.long, people=people, method=method, excluded=view.excluded, notes=())
-        for variable in ("tsc_cgm", "tsc_dgm", "tsc_nawm"):
-            for first, second in (("MS", p.controls), *course_pairs(p)):
-                with ledger.part(f"{method}, {variable}, {first} - {second}"):
-                    reason = too_few(one, p, variable, (first, second))
-                    if reason:
-                        raise EstimationError(reason)
-                    covariate = TSC_COVARIATE[variable]
-                    if covariate not in people:
-                        raise DataError(f"no column {covariate}")
-                    r = group_difference(
-                        one.column(variable),
-                        one.members(first, p),
-                        one.members(second, p),
-                        one.column(covariate),
-                        names=(covariate,),
-                        confidence=p.confidence,
-                    )
-                    ledger.add(
-                        model=f"pairwise dummy + {covariate}, method {method}",
-                        subset=f"{first} and {second}",
-                        outcome=label(variable),
-                        term=f"{first} - {second}",
-                        **taken(r, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
-                        n=r.n_first + r.n_second,
-                        null=0.0,
-                        method=f"linear regression; concentrations by {method}",
-                    )
+        one = View(long=view.long, people=people, method=method, excluded=view.excluded, notes=(), factors=view.factors)
+        _main_differences(one, p, ledger, f"method {method}")
+    if "csf" in methods:
+        with ledger.part("concentration of CSF"):
+            for shift in p.csf_shift_mmol_l:
+                _main_differences(_other_csf(view, p, shift), p, ledger, f"method csf, CSF {shift:+g} mmol/L")
     return ledger.close(
-        text="The main differences were made with every partial-volume method, to see what hangs on it."
+        text="The main differences were made with every partial-volume method, and the CSF partition with other "
+        "concentrations of CSF, to see what hangs on them."
     )
 
 
-def planning(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def _other_csf(view: View, p: MsParams, shift: float) -> View:
+    """Return the cohort by the CSF partition, had it taken another concentration for CSF."""
+    people = persons(view.long, method="csf", group_aliases=p.group_aliases).table
+    slopes = {name: f"csf_sensitivity_{name.removeprefix('tsc_')}" for name in _MAIN}
+    absent = [slope for slope in slopes.values() if slope not in people]
+    if absent:
+        raise DataError(f"no column {listing(absent)}: the participant level did not say how far the partition moves")
+    # the partition is linear in the concentration that it subtracts
+    people = people.assign(**{name: people[name] + shift * people[slope] for name, slope in slopes.items()})
+    return View(long=view.long, people=people, method="csf", excluded=view.excluded, notes=(), factors=view.factors)
+
+
+_MAIN = ("tsc_cgm", "tsc_dgm", "tsc_nawm")
+
+
+def _main_differences(view: View, p: MsParams, ledger: Ledger, how: str) -> None:
+    """Add the main group differences of a cohort read in another way."""
+    from bids_sodium.stats.regression import group_difference
+
+    for variable in _MAIN:
+        for first, second in (("MS", p.controls), *course_pairs(p)):
+            with ledger.part(f"{how.removeprefix('method ')}, {variable}, {first} - {second}"):
+                reason = too_few(view, p, variable, (first, second))
+                if reason:
+                    raise EstimationError(reason)
+                covariate = TSC_COVARIATE[variable]
+                if covariate not in view.people:
+                    raise DataError(f"no column {covariate}")
+                r = group_difference(
+                    view.column(variable),
+                    view.members(first, p),
+                    view.members(second, p),
+                    view.column(covariate),
+                    names=(covariate,),
+                    confidence=p.confidence,
+                )
+                ledger.add(
+                    model=f"pairwise dummy + {covariate}, {how}",
+                    subset=f"{first} and {second}",
+                    outcome=label(variable),
+                    term=f"{first} - {second}",
+                    **taken(r, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+                    n=r.n_first + r.n_second,
+                    null=0.0,
+                    method=f"linear regression; concentrations by {how.removeprefix('method ')}",
+                )
+
+
+def planning(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """How many patients a neuroprotection trial needs that keeps a share of the difference from coming about."""
-    del rng, eliminations
+    del rng, known
     course = course_pairs(p)
     if not course:
         raise DataError("one MS group only: there is no course that a treatment could change")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bids_sodium.stats.regression import Elimination, Ols
 
-__all__ = ["bootstrap", "ordinal", "plans", "regressions", "univariable"]
+__all__ = ["bootstrap", "ordinal", "plans", "regressions", "table3", "univariable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def plans(view: View, p: MsParams) -> list[_Plan]:
     return plans
 
 
-def univariable(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def univariable(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Each concentration and lesion volume alone against each score; runs the eliminations that later parts read."""
     del rng
     from bids_sodium.stats.regression import backward
@@ -80,7 +80,7 @@ def univariable(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
                 p_enter=p.p_enter,
                 confidence=p.confidence,
             )
-            eliminations[plan.subset, plan.outcome] = found
+            known.eliminations[plan.subset, plan.outcome] = found
             for test in found.univariable:
                 ledger.add(
                     model="univariable",
@@ -109,30 +109,24 @@ def _regression_points(view: View, p: MsParams) -> pd.DataFrame:
     return view.people.loc[view.members("patients", p), wanted].reset_index()
 
 
-def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Table 3 of the paper: backward elimination with forced covariates, and everything that qualifies it."""
     import pandas as pd
 
-    kept: dict[str, list[dict[str, Any]]] = {k: [] for k in ("path", "models", "sensitivity", "selection", "partial")}
-    if not eliminations:
+    kept: dict[str, list[dict[str, Any]]] = {k: [] for k in ("path", "models", "selection", "robust")}
+    partial: list[pd.DataFrame] = []
+    if not known.eliminations:
         raise EstimationError("no elimination could be made; see the univariable analyses")
-    for (subset, outcome), found in eliminations.items():
+    for subset in dict.fromkeys(subset for subset, _ in known.eliminations):
+        start = len(ledger)
+        here = [found for (where, _), found in known.eliminations.items() if where == subset]
+        for found in here:
+            kept["robust"] += _terms(p, ledger, found, subset, found.retained)
+        ledger.adjust(start, method="bh")
+    for (subset, outcome), found in known.eliminations.items():
         fit = found.final
         shared: dict[str, Any] = {"subset": subset, "outcome": label(outcome), "n": fit.n}
-        start = len(ledger)
-        for name in fit.names[1:]:
-            ledger.add(
-                model="backward elimination",
-                **shared,
-                term=name,
-                **taken(fit[name], "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
-                r2=fit.r2,
-                null=0.0,
-                method=f"linear regression, removed at p > {p.p_remove:g}; Holm over the model's terms",
-                note=("retained" if name in found.retained else "forced covariate")
-                + f"; adjusted R2 {fit.adjusted_r2:.3f}; p knows nothing of the search",
-            )
-        ledger.adjust(start)
+        kept["robust"] += _terms(p, ledger, found, subset, found.forced)
         for test in found.retests:
             ledger.add(
                 model="re-test of an omitted term",
@@ -143,7 +137,7 @@ def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
                 null=0.0,
                 method="added to the final model",
             )
-        kept["models"].append(_model_row(found, subset, outcome, fit))
+        kept["models"].append(_model_row(found, subset, outcome, _complete(view, p, found, subset)))
         for step, at in enumerate(found.path, start=1):
             for name, p_value in zip(at.in_model, at.p, strict=True):
                 kept["path"].append(
@@ -156,12 +150,11 @@ def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
                         "removed": int(name == at.removed),
                     }
                 )
-        kept["sensitivity"] += _sensitivity(view, p, found, subset)
         with ledger.part(f"{outcome}, {subset}, selection frequency"):
             kept["selection"] += _selection(view, p, found, subset, rng)
-        kept["partial"] += _partial(view, p, found, subset)
+        partial += _partial(view, p, found, subset)
     data = {key: pd.DataFrame(rows) for key, rows in kept.items()}
-    data["layout"] = _table3(eliminations)
+    data["partial"] = pd.concat(partial, ignore_index=True) if partial else pd.DataFrame()
     return ledger.close(
         data=data,
         text=f"Candidates were eliminated backwards while p exceeded {p.p_remove:g}, with tissue fractions "
@@ -170,7 +163,50 @@ def regressions(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
     )
 
 
-def _model_row(found: Elimination[Ols], subset: str, outcome: str, fit: Ols) -> dict[str, Any]:
+def _terms(
+    p: MsParams, ledger: Ledger, found: Elimination[Ols], subset: str, names: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Add terms of a final model; return them with errors that do not take the spread as even (HC3)."""
+    from scipy.stats import t as student
+
+    fit, robust = found.final, []
+    reach = float(student.ppf(0.5 + p.confidence / 2, fit.df))
+    for name in names:
+        c, se = fit[name], float(fit.se_hc3[fit.names.index(name)])
+        p_hc3 = float(2 * student.sf(abs(c.estimate / se), fit.df)) if se > 0 else np.nan
+        ledger.add(
+            model="backward elimination",
+            subset=subset,
+            outcome=label(found.outcome),
+            term=name,
+            **taken(c, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+            n=fit.n,
+            r2=fit.r2,
+            null=0.0,
+            method=f"linear regression, removed at p > {p.p_remove:g}"
+            + ("; Benjamini-Hochberg over the retained terms of all outcomes" if name in found.retained else ""),
+            note=("retained" if name in found.retained else "forced covariate")
+            + f"; adjusted R2 {fit.adjusted_r2:.3f}; HC3 SE {se:.4g}, p {p_hc3:.3g}; p knows nothing of the search",
+        )
+        robust.append(
+            {
+                "subset": subset,
+                "outcome": found.outcome,
+                "term": name,
+                "estimate": c.estimate,
+                "se": c.se,
+                "p": c.p,
+                "se_hc3": se,
+                "ci_low_hc3": c.estimate - reach * se,
+                "ci_high_hc3": c.estimate + reach * se,
+                "p_hc3": p_hc3,
+            }
+        )
+    return robust
+
+
+def _model_row(found: Elimination[Ols], subset: str, outcome: str, people: pd.DataFrame) -> dict[str, Any]:
+    fit = found.final
     row: dict[str, Any] = {
         "subset": subset,
         "outcome": outcome,
@@ -189,6 +225,7 @@ def _model_row(found: Elimination[Ols], subset: str, outcome: str, fit: Ols) -> 
     row |= {
         "vif_max": float(np.nanmax(d.vif)) if np.isfinite(d.vif).any() else np.nan,
         "cook_max": float(d.cook.max()),
+        "cook_participant": str(people.index[int(d.cook.argmax())]),
         "leverage_max": float(d.leverage.max()),
         "dffits_max": float(np.abs(d.dffits).max()),
         **taken(d, "shapiro_w", "shapiro_p", "koenker", "koenker_p", "outlier_p"),
@@ -200,34 +237,6 @@ def _design(rows: pd.DataFrame, terms: Iterable[str]) -> tuple[NDArray[np.float6
     names = tuple(terms)
     columns = [rows[name].to_numpy(dtype=np.float64) for name in names]
     return np.column_stack([np.ones(len(rows)), *columns]), ("intercept", *names)
-
-
-def _sensitivity(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> list[dict[str, Any]]:
-    """Coefficients of the retained terms with age, sex and duration added."""
-    from bids_sodium.stats.regression import ols
-
-    extra = [c for c in p.sensitivity if c in view.people and c not in found.final.names]
-    if not found.retained or not extra:
-        return []
-    rows = view.people.loc[view.members(subset, p)].dropna(subset=[found.outcome, *found.candidates, *found.forced])
-    X, names = _design(rows, (*found.retained, *found.forced, *extra))
-    try:
-        fit = ols(X, rows[found.outcome].to_numpy(), names=names, confidence=p.confidence)
-    except EstimationError:
-        return []
-    return [
-        {
-            "subset": subset,
-            "outcome": found.outcome,
-            "term": name,
-            "estimate": found.final[name].estimate,
-            "estimate_with_more": fit[name].estimate,
-            "change_percent": 100.0 * (fit[name].estimate / found.final[name].estimate - 1.0),
-            "added": listing(extra),
-            "n": fit.n,
-        }
-        for name in found.retained
-    ]
 
 
 def _selection(
@@ -253,58 +262,41 @@ def _selection(
     ]
 
 
-def _partial(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> list[dict[str, Any]]:
+def _partial(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> list[pd.DataFrame]:
     """Points of the partial-regression plots: residuals of outcome and term on the rest of the model."""
+    import pandas as pd
+
     from bids_sodium.stats.regression import ols
 
-    rows = view.people.loc[view.members(subset, p)].dropna(subset=[found.outcome, *found.candidates, *found.forced])
-    points: list[dict[str, Any]] = []
+    rows = _complete(view, p, found, subset)
+    points = []
     for name in found.retained:
         X, names = _design(rows, [t for t in found.final.names[1:] if t != name])
         x = ols(X, rows[name].to_numpy(), names=names).residuals
         y = ols(X, rows[found.outcome].to_numpy(), names=names).residuals
-        points += [
-            {"subset": subset, "outcome": found.outcome, "term": name, "participant_id": who, "x": a, "y": b}
-            for who, a, b in zip(rows.index, x, y, strict=True)
-        ]
+        frame = pd.DataFrame({"participant_id": rows.index, "x": x, "y": y})
+        points.append(frame.assign(subset=subset, outcome=found.outcome, term=name))
     return points
 
 
-def _table3(eliminations: Known) -> pd.DataFrame:
-    """Rows of the printed Table 3: retained concentrations and lesion volumes, beta, interval, p and R2."""
-    import pandas as pd
-
-    rows = []
-    for (subset, outcome), found in eliminations.items():
-        for name in found.retained:
-            c = found.final[name]
-            rows.append(
-                {
-                    "subset": subset,
-                    "measure": label(outcome),
-                    "term": label(name),
-                    "beta": f"{c.estimate:.3f}",
-                    "ci": f"{c.ci_low:.3f} to {c.ci_high:.3f}",
-                    "p": "<0.001" if c.p < 0.001 else f"{c.p:.3f}",
-                    "r2": f"{found.final.r2:.2f}",
-                    "n": found.n,
-                }
-            )
-    return pd.DataFrame(rows)
+def _complete(view: View, p: MsParams, found: Elimination[Ols], subset: str) -> pd.DataFrame:
+    """Return the people whom an elimination has seen."""
+    return view.people.loc[view.members(subset, p)].dropna(subset=[found.outcome, *found.candidates, *found.forced])
 
 
-def bootstrap(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def bootstrap(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Put final models with bootstrap intervals beside the least-squares ones."""
     del view
     from bids_sodium.stats.regression import bca
 
-    for (subset, outcome), found in eliminations.items():
+    for (subset, outcome), found in known.eliminations.items():
         if not found.retained:
             ledger.skip(f"{outcome}, {subset}", "no candidate was retained")
             continue
         fit = found.final
         with ledger.part(f"{outcome}, {subset}"):
             boot = bca(fit.X, fit.y, names=fit.names, n_resamples=p.n_resamples, rng=rng, confidence=p.confidence)
+            known.boots[subset, outcome] = boot
             for i, name in enumerate(fit.names):
                 if name not in found.retained:
                     continue
@@ -336,12 +328,83 @@ def bootstrap(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger,
     )
 
 
-def ordinal(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+_MEASURE = "Clinical measure"
+_SMALL = 0.02  # limits below this are printed with a digit more than the paper's three
+
+
+def table3(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
+    """Table 3 of the paper: retained concentrations, all patients beside patients with MS."""
+    del rng
+    import pandas as pd
+
+    if not known.eliminations:
+        raise EstimationError("no elimination could be made; see the univariable analyses")
+    halves: dict[str, dict[str, list[dict[str, str]]]] = {"patients": {}, "MS": {}}
+    for (subset, outcome), found in known.eliminations.items():
+        boot = known.boots.get((subset, outcome))
+        for name in found.retained:
+            if not name.startswith("tsc_"):
+                continue
+            c = found.final[name]
+            ledger.add(
+                model="final model",
+                subset=subset,
+                outcome=label(outcome),
+                term=name,
+                **taken(c, "estimate", "se", "ci_low", "ci_high", "statistic", "df", "p"),
+                n=found.n,
+                r2=found.final.r2,
+                null=0.0,
+                method="linear regression",
+                note=f"adjusted R2 {found.final.adjusted_r2:.3f}",
+            )
+            d = 3 if max(abs(c.ci_low), abs(c.ci_high)) >= _SMALL else 4
+            row = {
+                "TSC": label(name).removeprefix("TSC ").removesuffix(" (mmol/L)"),
+                "beta": f"{c.estimate:.{d}f}",
+                "95% CI": f"{c.ci_low:.{d}f} to {c.ci_high:.{d}f}",
+                "P": _p(c.p),
+                "R2": f"{found.final.r2:.2f}",
+                "adjusted R2": f"{found.final.adjusted_r2:.2f}",
+            }
+            if boot is not None:
+                i = boot.names.index(name)
+                row["95% CI"] += f" ({boot.ci_low[i]:.{d}f} to {boot.ci_high[i]:.{d}f}*)"
+                row["P"] += f" ({_p(float(boot.p[i]))}*)"
+            halves[subset].setdefault(outcome, []).append(row)
+    heads = {s: f"{words} (n={int(view.members(s, p).sum())})" for s, words in _HALVES.items()}
+    rows = []
+    for outcome in (*p.disability, *p.cognition):
+        left, right = (halves[subset].get(outcome, []) for subset in _HALVES)
+        for i in range(max(len(left), len(right))):
+            row = {_MEASURE: label(outcome) if i == 0 else ""}
+            for subset, half in zip(_HALVES, (left, right), strict=True):
+                cells = half[i] if i < len(half) else dict.fromkeys(_CELLS, "")
+                row |= {f"{heads[subset]}: {key}": cells[key] for key in _CELLS}
+            rows.append(row)
+    without = [label(o) for o in (*p.disability, *p.cognition) if not any(o in half for half in halves.values())]
+    return ledger.close(
+        data={"layout": pd.DataFrame(rows)},
+        text=f"Concentrations retained in the final models, adjusted for {listing(p.forced_all)} (all patients), "
+        f"{listing(p.forced_ms)} (MS) and, for cognition, {p.premorbid}. * BCa bootstrap, {p.n_resamples} resamples."
+        + (f" None was retained for {listing(without)}." if without else ""),
+    )
+
+
+_HALVES = {"patients": "All patients", "MS": "Patients with MS"}
+_CELLS = ("TSC", "beta", "95% CI", "P", "R2", "adjusted R2")
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def ordinal(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Refit the final models of the EDSS by proportional odds, which do not take its steps as equal."""
     del view, rng
     from bids_sodium.stats.regression import proportional_odds
 
-    models = {subset: found for (subset, outcome), found in eliminations.items() if outcome == "edss"}
+    models = {subset: found for (subset, outcome), found in known.eliminations.items() if outcome == "edss"}
     if not models:
         raise DataError("no linear model of the EDSS could be fitted")
     for subset, found in models.items():

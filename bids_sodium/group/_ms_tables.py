@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label
-from bids_sodium.group.results import Analysis, Ledger, mean_of, plural, taken
+from bids_sodium.group.results import Analysis, Ledger, check_pools, mean_of, plural, taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["participants", "table1", "table2"]
 
 
-def participants(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def participants(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Who entered, and what could not be read."""
-    del rng, eliminations
+    del rng, known
     names = [str(g) for g in dict.fromkeys(view.people["group"])]
     order = [g for g in (p.controls, p.cis, *p.ms_groups) if g in names]
     for group in [*order, *(g for g in names if g not in order)]:
@@ -89,53 +89,95 @@ def _summary(view: View, p: MsParams, variables: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _marks(view: View, variable: str, group: str, p: MsParams) -> str:
-    """Footnote marks of the paper's Tables 1 and 2, from the p values of the comparisons."""
-    signs = {
-        ("MS", p.controls): ("*", "§"),
-        ("MS", p.cis): ("†", "‡"),
-        **dict.fromkeys(course_pairs(p), ("¶", "**")),
-    }
-    found = []
-    for (first, second), (strong, weak) in signs.items():
-        if first != group:
-            continue
-        for c in view.comparisons:
-            if (c.variable, c.first, c.second) == (variable, first, second) and c.result is not None:
-                found += [strong] if c.result.p < 0.01 else [weak] if c.result.p < 0.05 else []
-    return " ".join(found)
-
-
-def _footnotes(p: MsParams) -> str:
-    course = p.ms_groups[0]
-    return (
-        f"* p<0.01, § p<0.05 against {p.controls}; † p<0.01, ‡ p<0.05 against {p.cis}; "
-        f"¶ p<0.01, ** p<0.05 against {course}"
+_PRINTED = {
+    name: place
+    for place, name in enumerate(
+        (
+            "edss",
+            "walking_speed",
+            "z9hpt",
+            "z_verbal",
+            "z_visual",
+            "z_pasat",
+            "z_sdmt",
+            "z_brixton",
+            "z_hayling",
+            "fatigue",
+        )
     )
+}
+"""The paper's order of the scores."""
+
+_Signs = dict[str, tuple[str, str]]
 
 
-def _layout(view: View, p: MsParams, variables: Iterable[str], digits: dict[str, int]) -> list[dict[str, str]]:
-    """Rows of a printed table: mean (SD), median (range) for EDSS, with footnote marks."""
-    rows = []
+def _signs(p: MsParams, table: int) -> _Signs:
+    """Return the footnote marks of p < 0.01 and p < 0.05 by the group compared with, as the paper prints them."""
+    course = {p.ms_groups[0]: ("‡", "§") if table == 1 else ("¶", "**")} if len(p.ms_groups) > 1 else {}
+    return {p.cis: ("*", "†"), **course} if table == 1 else {p.controls: ("*", "§"), p.cis: ("†", "‡"), **course}
+
+
+def _marks(view: View, variable: str, group: str, p: MsParams, signs: _Signs) -> list[str]:
+    """Return the footnote marks of one cell, from the p values of the comparisons."""
+    found = []
+    for first, second in (("MS", p.controls), ("MS", p.cis), *course_pairs(p)):
+        if first != group or second not in signs:
+            continue
+        strong, weak = signs[second]
+        value = view.p_of(variable, first, second, p)
+        found += [strong] if value < 0.01 else [weak] if value < 0.05 else []
+    return found
+
+
+def _footnotes(signs: _Signs, used: Iterable[str]) -> str:
+    """Return the meaning of the marks that a table uses."""
+    seen = set(used)
+    words = [
+        f"{mark} p<{limit} compared with {group}"
+        for group, marks in signs.items()
+        for mark, limit in zip(marks, ("0.01", "0.05"), strict=True)
+        if mark in seen
+    ]
+    return "; ".join(words) if words else "no difference reaches p<0.05"
+
+
+def _cell(values: NDArray[np.float64], digits: int, *, median: bool) -> str:
+    """Return mean (SD) or median (range) as a table prints it."""
+    if not values.size:
+        return ""
+    if median:
+        return f"{np.median(values):g} ({values.min():g}-{values.max():g})"
+    spread = f"{values.std(ddof=1):.{digits}f}" if values.size > 1 else "n/a"
+    return f"{values.mean():.{digits}f} ({spread})"
+
+
+def _layout(
+    view: View, p: MsParams, variables: Iterable[str], digits: dict[str, int], signs: _Signs
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return rows of a printed table, median (range) for the EDSS, and the footnote marks that they use."""
+    rows, used = [], []
     for variable in variables:
         if variable not in view.people:
             continue
-        row = {"variable": label(variable)}
+        z = variable in p.cognition
+        row = {
+            "variable": label(variable)
+            + (", median (range)" if variable == "edss" else " | n impaired (%)" if z else "")
+        }
         for group in _columns_of_table(view, p):
             values = view.column(variable)[view.members(group, p)]
             values = values[~np.isnan(values)]
-            d = digits.get(variable, 2)
-            if not values.size:
-                text = ""
-            elif variable == "edss":
-                text = f"{np.median(values):g} ({values.min():g}-{values.max():g})"
-            else:
-                spread = f"{values.std(ddof=1):.{d}f}" if values.size > 1 else "n/a"
-                text = f"{values.mean():.{d}f} ({spread})"
-            marks = _marks(view, variable, group, p)
-            row[group] = f"{text} {marks}" if marks else text
+            marks = _marks(view, variable, group, p, signs)
+            text = _cell(values, digits.get(variable, 2), median=variable == "edss")
+            used += marks
+            if marks:
+                text = f"{text} {' '.join(marks)}"
+            if z and values.size:
+                count = int((values <= p.impaired_z).sum())
+                text = f"{text} | {count} ({100 * count / values.size:.0f})"
+            row[group] = text
         rows.append(row)
-    return rows
+    return rows, used
 
 
 def _header(view: View, p: MsParams) -> dict[str, str]:
@@ -166,12 +208,13 @@ def _count_rows(
     return row
 
 
-def table1(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def table1(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Table 1 of the paper: demographic and clinical characteristics."""
-    del rng, eliminations
+    del rng, known
     import pandas as pd
 
-    scores = ("age", "disease_duration", *p.disability, *p.cognition, p.premorbid)
+    measured = sorted((*p.disability, *p.cognition), key=lambda name: _PRINTED.get(name, len(_PRINTED)))
+    scores = ("age", "disease_duration", *measured, p.premorbid)
     _mean_rows(view, p, scores, ledger)
     rows = [_header(view, p)]
     if "sexn" in view.people:
@@ -181,19 +224,25 @@ def table1(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, el
     if "dmt" in view.people:
         treated = "Disease-modifying therapy, n (%)"
         rows.append(_count_rows(view, p, ledger, name="treated", words=treated, hit=view.column("dmt")))
-    rows += _layout(view, p, scores, {"age": 1, "disease_duration": 1, "fatigue": 1, p.premorbid: 1})
+    signs = _signs(p, 1)
+    digits = {"age": 1, "disease_duration": 1, "fatigue": 1, p.premorbid: 1}
+    printed, used = _layout(view, p, scores, digits, signs)
+    # the paper's order: age, the counts, then the scores
+    rows = [rows[0], *printed[:1], *rows[1:], *printed[1:]] if "age" in view.people else [*rows, *printed]
     for name in p.cognition:
         if name not in view.people:
             continue
         values = view.column(name)
         hit = np.where(np.isnan(values), np.nan, (values <= p.impaired_z).astype(float))
-        rows.append(_count_rows(view, p, ledger, name="impaired", words=f"{label(name)}, impaired n (%)", hit=hit))
+        _count_rows(view, p, ledger, name="impaired", words=f"{label(name)}, impaired n (%)", hit=hit)
         for last, first in course_pairs(p):
             _impaired_row(view, p, ledger, name, hit=hit, pair=(last, first))
-    layout = pd.DataFrame(rows).fillna("")
+    summary = _summary(view, p, scores)
+    check_pools(summary, {"MS": p.ms_groups}, where="table1")
     return ledger.close(
-        data={"layout": layout, "summary": _summary(view, p, scores)},
-        text=f"Values are mean (SD), EDSS median (range). {_footnotes(p)}. Impaired: z <= {p.impaired_z:g}.",
+        data={"layout": pd.DataFrame(rows).fillna(""), "summary": summary},
+        text="Values are mean (SD) unless otherwise indicated. Impaired: z score at or below "
+        f"{p.impaired_z:g}. {_footnotes(signs, used)}.",
     )
 
 
@@ -218,16 +267,19 @@ def _impaired_row(
         )
 
 
-def table2(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, eliminations: Known) -> Analysis:
+def table2(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Table 2 of the paper: brain and lesion volumes, total sodium concentrations."""
-    del rng, eliminations
+    del rng, known
     import pandas as pd
 
     variables = ("bpf", "gmf", "wmf", "t2lv_ml", "t1lv_ml", *TSC_COVARIATE)
     _mean_rows(view, p, variables, ledger)
-    rows = [_header(view, p), *_layout(view, p, variables, {"bpf": 3, "gmf": 3, "wmf": 3})]
+    signs = _signs(p, 2)
+    printed, used = _layout(view, p, variables, {"bpf": 3, "gmf": 3, "wmf": 3}, signs)
+    summary = _summary(view, p, variables)
+    check_pools(summary, {"MS": p.ms_groups}, where="table2")
     return ledger.close(
-        data={"layout": pd.DataFrame(rows).fillna(""), "summary": _summary(view, p, variables)},
+        data={"layout": pd.DataFrame([_header(view, p), *printed]).fillna(""), "summary": summary},
         text=f"Values are mean (SD), concentrations by the partial-volume method {view.method or 'of the table'}. "
-        f"{_footnotes(p)}.",
+        f"{_footnotes(signs, used)}.",
     )

@@ -1,10 +1,10 @@
-"""What every MS analysis shares: `MsParams`, clinical scores, the `View` of the cohort and its group comparisons."""
+"""What every MS analysis shares: `MsParams`, the `View` of the cohort and its group comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from bids_sodium.group.results import listing, plural
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_sodium.stats.regression import Elimination, GroupDifference, Ols
+    from bids_sodium.stats.comparisons import RankSum
+    from bids_sodium.stats.regression import Bca, Elimination, GroupDifference, Ols
 
 __all__ = [
     "TSC_COVARIATE",
@@ -24,12 +25,11 @@ __all__ = [
     "Known",
     "MsParams",
     "View",
-    "clinical",
     "compare",
     "course_pairs",
-    "drop_raw_scores",
     "label",
     "planned",
+    "ranks",
     "too_few",
 ]
 
@@ -37,11 +37,9 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-_FEET = 25.0  # length of the timed walk
-
-
 _LABEL = {
     "age": "Age (years)",
+    "sexn": "Sex (woman)",
     "disease_duration": "Disease duration (years)",
     "edss": "EDSS",
     "walking_speed": "Walking speed (1/s)",
@@ -67,6 +65,9 @@ _LABEL = {
     "tsc_t1iso": "TSC T1-isointense lesions (mmol/L)",
     "tsc_t1hypo": "TSC T1-hypointense lesions (mmol/L)",
 }
+
+
+_TISSUES = frozenset({*_LABEL, "tsc_gm", "tsc_wm", "tsc_csf"})
 
 
 TSC_COVARIATE = {
@@ -136,6 +137,10 @@ class MsParams:
     p_remove: float = 0.08
     """p value above which a candidate is taken out (the MS paper)."""
 
+    material_change: float = 0.10
+    """Share by which a coefficient may change with those before the change counts as material: the change-in-estimate
+    rule (Mickey and Greenland 1989, doi:10.1093/oxfordjournals.aje.a115101)."""
+
     impaired_z: float = -2.0
     """z score at or below which a cognitive test counts as impaired (the MS paper)."""
 
@@ -151,6 +156,45 @@ class MsParams:
     selection_resamples: int = 200
     """Bootstrap resamples of the whole elimination."""
 
+    imputations: int = 20
+    """Times that missing values are drawn for the final models; 0 draws none."""
+
+    penalised_repeats: int = 3
+    """Times that the cross-validation of the elastic net splits anew; 0 fits none."""
+
+    time: str = "auto"
+    """Column of the time of a session in years; ``auto`` takes ``time_years``, else the days between ``acq_time``, else
+    ``age``, the first that varies within people."""
+
+    region_covariates: tuple[str, ...] = ("bpf",)
+    """Covariates when regions of an atlas are compared."""
+
+    csf_shift_mmol_l: tuple[float, ...] = (-10.0, 10.0)
+    """Concentrations of CSF at which the CSF partition is looked at again, as differences from the one that it took, in
+    mmol/L; measured ones run from 135 to 150 (Inglese 2010, doi:10.1093/brain/awp334)."""
+
+    combat: Literal["parametric", "nonparametric", "mean-only", "off"] = "parametric"
+    """How ComBat takes sites out of many regions, beside the models that hold the site."""
+
+    combat_reference: str = ""
+    """Site that ComBat brings the others to; empty for their mean."""
+
+    combat_regions: int = 10
+    """Fewest regions from which ComBat learns its prior."""
+
+    combat_site: int = 10
+    """Fewest participants of a site that ComBat harmonises."""
+
+    travelling: bool = True
+    """Whether people scanned at several sites make the sites' concentrations equal."""
+
+    travelling_people: int = 3
+    """Fewest of them that do."""
+
+    site_factors: tuple[tuple[str, float], ...] = ()
+    """Site and the factor that its concentrations are multiplied with, as a travelling phantom gives it; where factors
+    are given, travelling people are not used."""
+
     confidence: float = 0.95
     """Level of all intervals."""
 
@@ -163,58 +207,9 @@ def label(variable: str) -> str:
     >>> label("tsc_cgm")
     'TSC cortical grey matter (mmol/L)'
     """
+    if variable.startswith("tsc_") and variable not in _LABEL:
+        return f"TSC {variable.removeprefix('tsc_')} (mmol/L)"
     return _LABEL.get(variable, variable)
-
-
-def clinical(people: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with clinical scores on the paper's scale.
-
-    ``walking_speed`` in 1/s is the inverse of the timed 25-foot walk ``t25fw_s``, ``walking_speed_ft_s`` is 25 ft over
-    it; a walk that cannot be done has speed 0 where it is written as ``inf``. ``fss`` is read as ``fatigue``.
-
-    Parameters
-    ----------
-    people : pandas.DataFrame
-        One row a participant.
-
-    Raises
-    ------
-    DataError
-        If a timed walk is not positive.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> clinical(pd.DataFrame({"t25fw_s": [5.0]}))[["walking_speed", "walking_speed_ft_s"]].iloc[0].tolist()
-    [0.2, 5.0]
-    """
-    out = people.copy()
-    if "t25fw_s" in out:
-        walk = out["t25fw_s"]
-        if (walk <= 0).any():
-            raise DataError(
-                f"{int((walk <= 0).sum())} timed walks are not positive (smallest {walk.min():g} s)",
-                where="column t25fw_s",
-                hint="write the seconds, and n/a where the walk was not timed",
-            )
-        if "walking_speed" not in out:
-            out["walking_speed"] = 1.0 / walk
-    if "walking_speed" in out:
-        out["walking_speed_ft_s"] = _FEET * out["walking_speed"]
-    if "fatigue" not in out and "fss" in out:
-        out["fatigue"] = out["fss"]
-    return out
-
-
-def drop_raw_scores(people: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out columns named as z scores that cannot be any."""
-    notes = []
-    for name in (*p.cognition, *p.disability):
-        if name.startswith("z") and name in people and people[name].abs().max() > 10.0:
-            low, high = people[name].min(), people[name].max()
-            notes.append(f"{name} runs from {low:g} to {high:g}, which are no z scores; it was left out")
-            people = people.drop(columns=name)
-    return people, notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +234,7 @@ class View:
     method: str
     excluded: pd.DataFrame
     notes: tuple[str, ...]
+    factors: pd.DataFrame
     comparisons: tuple[Comparison, ...] = field(default=())
 
     def members(self, name: str, p: MsParams) -> NDArray[np.bool_]:
@@ -250,6 +246,23 @@ class View:
             return np.isin(groups, (p.cis, *p.ms_groups))
         return np.asarray(groups == name)
 
+    def p_of(self, variable: str, first: str, second: str, p: MsParams) -> float:
+        """P value of a published comparison, NaN where it was not made; the EDSS by rank sum."""
+        if variable == "edss":
+            if too_few(self, p, variable, (first, second)):
+                return float("nan")
+            test = ranks(self, p, variable, (first, second))
+            return test.p_exact if np.isfinite(test.p_exact) else test.p_asymptotic
+        for c in self.comparisons:
+            if (c.variable, c.first, c.second) == (variable, first, second) and c.result is not None:
+                return c.result.p
+        return float("nan")
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Columns with concentrations of regions of an atlas."""
+        return tuple(str(c) for c in self.people if str(c).startswith("tsc_") and c not in _TISSUES)
+
     def column(self, name: str) -> Array:
         """Values of one variable, none where the column is absent."""
         if name not in self.people:
@@ -257,7 +270,12 @@ class View:
         return self.people[name].to_numpy(dtype=np.float64)
 
 
-Known = dict[tuple[str, str], "Elimination[Ols]"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What earlier analyses hand to later ones, by subset and outcome."""
+
+    eliminations: dict[tuple[str, str], Elimination[Ols]] = field(default_factory=dict)
+    boots: dict[tuple[str, str], Bca] = field(default_factory=dict)
 
 
 def course_pairs(p: MsParams) -> list[tuple[str, str]]:
@@ -290,6 +308,14 @@ def too_few(view: View, p: MsParams, variable: str, groups: Iterable[str]) -> st
         if count < p.minimum_group:
             return f"{group} has {plural(count, 'member')} with a value; {p.minimum_group} are needed"
     return ""
+
+
+def ranks(view: View, p: MsParams, variable: str, pair: tuple[str, str]) -> RankSum:
+    """Compare two groups by rank sum."""
+    from bids_sodium.stats.comparisons import rank_sum
+
+    values = view.column(variable)
+    return rank_sum(values[view.members(pair[0], p)], values[view.members(pair[1], p)], confidence=p.confidence)
 
 
 def compare(view: View, p: MsParams) -> Iterable[Comparison]:

@@ -15,7 +15,7 @@ from bids_sodium.group.rows import Scans
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_sodium.stats.curves import CurveValue, SigmoidFit
+    from bids_sodium.stats.curves import CurveValue, RandomAsymptote, Second, SigmoidFit, TwoRandomCurve
 
 __all__ = ["adc", "courses", "sigmoid"]
 
@@ -39,11 +39,18 @@ def sigmoid(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledg
                 curve, subjects = _random_asymptote_rows(rows, contrast, p, ledger)
                 kept["curves"].append(curve)
                 kept["subjects"].append(subjects)
+            for second in p.second_effects:
+                with ledger.part(f"{contrast}, random asymptote and {second}"):
+                    curve, subjects = _two_random_rows(rows, contrast, second, p, ledger)
+                    kept["curves"].append(curve)
+                    kept["subjects"].append(subjects)
     return ledger.close(
         data=joined(kept),
         text="f(t) = alpha t^delta / (e^gamma + t^delta) was fitted by variable projection from several starts; "
-        "intervals are asymptotic, profiled, cluster-robust over subjects, and from a model in which the asymptote "
-        "varies between subjects (exact maximum likelihood); rival curves are compared by AICc.",
+        "intervals are asymptotic, profiled, cluster-robust over subjects, and from mixed models in which the "
+        "asymptote varies between subjects (exact maximum likelihood), and with it the delay t50 or the rate delta "
+        "(adaptive Gauss-Hermite quadrature); subjects' curves are empirical-Bayes estimates; rival curves are "
+        "compared by AICc.",
     )
 
 
@@ -98,7 +105,7 @@ def _sigmoid_rows(rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Le
             method=f"least squares, CR1 over {fit.n_groups} subjects",
         )  # fmt: skip
     if np.isfinite(fit.t50_se_h):
-        spread = np.exp(reach * fit.t50_se_h / fit.t50_h)
+        spread = np.exp(min(reach * fit.t50_se_h / fit.t50_h, 700.0))
         ledger.add(
             **plain,
             term="t50 (h)",
@@ -121,6 +128,7 @@ def _sigmoid_rows(rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Le
                 method="fitted value, delta method",
                 note="; ".join(part for part in (note, _beyond(hour, rows)) if part),
             )
+        _profile_value_row(fit, hour, rows, ledger, shared)
     ledger.add(**plain, term="RMSE over n (%)", estimate=fit.rmse_n, method="sqrt(RSS / n)")
     ledger.add(**plain, term="RMSE over n - 3 (%)", estimate=fit.rmse_df, method="sqrt(RSS / (n - 3))")
     ledger.add(
@@ -157,6 +165,24 @@ def _profile_row(fit: SigmoidFit, term: str, name: str, ledger: Ledger, shared: 
         method="profile likelihood",
         note=f"{unbounded} limit unbounded" if unbounded else "",
     )
+
+
+def _profile_value_row(
+    fit: SigmoidFit, hour: float, rows: pd.DataFrame, ledger: Ledger, shared: Mapping[str, Any]
+) -> None:
+    with ledger.part(f"{shared['outcome']}, profile interval at {hour:g} h"):
+        interval = fit.profile_value(hour, cluster=True)
+        ledger.add(
+            **shared,
+            model="sigmoid, profile",
+            term=f"f({hour:g} h) (%)",
+            estimate=float(fit.value_at(hour, cluster=False).value),
+            ci_low=interval.low,
+            ci_high=interval.high,
+            df=fit.n_groups - 1,
+            method=f"profile likelihood, widened for {fit.n_groups} subjects; the interval to quote",
+            note=_beyond(hour, rows),
+        )
 
 
 def _rival_rows(rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger) -> pd.DataFrame:
@@ -237,6 +263,28 @@ def _random_asymptote_rows(
             "the cluster-robust curve serves instead",
         )
     ledger.add(**shared, term="SD within subjects (%)", estimate=fit.sigma, method=method)
+    aic = 2 * (4 if fit.singular else 5) - 2 * fit.loglik
+    ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
+    _add_values(fit, rows, shared, method, note, p, ledger)
+    grid = _grid(rows, p)
+    curves = [
+        _own_curve(rows, contrast, str(shared["model"]), name, grid, fit.subject_curve(name, grid)).assign(
+            asymptote_percent=asymptote if fit.converged else np.nan
+        )
+        for name, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True)
+    ]
+    return _band(contrast, "sigmoid, random asymptote", fit.value_at(grid)), pd.concat(curves, ignore_index=True)
+
+
+def _add_values(
+    fit: RandomAsymptote | TwoRandomCurve,
+    rows: pd.DataFrame,
+    shared: dict[str, Any],
+    method: str,
+    note: str,
+    p: StrokeParams,
+    ledger: Ledger,
+) -> None:
     for hour in p.hours:
         at = fit.value_at(hour)
         ledger.add(
@@ -247,23 +295,73 @@ def _random_asymptote_rows(
             method=f"{method}, Wald interval",
             note="; ".join(part for part in (note, _beyond(hour, rows)) if part),
         )
+
+
+def _own_curve(rows: pd.DataFrame, contrast: str, model: str, name: str, grid: _Array, value: object) -> pd.DataFrame:
+    """One subject's curve; ``inside`` marks the times between the subject's own scans."""
+    import pandas as pd
+
+    own = rows.loc[rows["participant_id"] == name, "t_h"]
+    inside = ((grid >= own.min()) & (grid <= own.max())).astype(int)
+    named = {"contrast": contrast, "model": model, "participant_id": name}
+    return pd.DataFrame({**named, "t_h": grid, "value": value, "inside": inside})
+
+
+def _two_random_rows(
+    rows: pd.DataFrame, contrast: str, second: Second, p: StrokeParams, ledger: Ledger
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add the curve whose asymptote and delay or rate vary; return its band and every subject's curve."""
+    import pandas as pd
+    from scipy.stats import norm
+
+    from bids_sodium.stats.curves import fit_two_random
+
+    fit = fit_two_random(
+        rows["t_h"], rows["percent"], rows["participant_id"].to_numpy(), second=second, nodes=p.quadrature_nodes,
+        confidence=p.confidence,
+    )  # fmt: skip
+    model = f"sigmoid, random asymptote and {second}"
+    integral = f"adaptive Gauss-Hermite, {fit.nodes} nodes" if fit.nodes > 1 else "Laplace's approximation"
+    method = f"maximum likelihood, {integral}, {plural(fit.n_subjects, 'subject')}"
+    shared: dict[str, Any] = {
+        "model": model, "subset": p.curve_region, "outcome": outcome(contrast), "n": fit.n
+    }  # fmt: skip
+    name = "ln t50" if second == "delay" else "ln delta"
+    note = f"no variance of {name} between subjects is seen: as the random asymptote alone" if fit.singular else ""
+    if fit.converged:
+        z = float(norm.ppf(0.5 + p.confidence / 2))
+        half = z * fit.asymptote_se
+        ledger.add(
+            **shared, term="mean asymptote (%)", estimate=fit.asymptote, se=fit.asymptote_se,
+            **_around(fit.asymptote, half), method=method, note=note,
+        )  # fmt: skip
+        for term, value, log_se in (("t50 (h)", fit.t50_h, fit.log_t50_se), ("delta", fit.delta, fit.log_delta_se)):
+            spread = np.exp(min(z * log_se, 700.0))
+            ledger.add(
+                **shared, term=term, estimate=value, se=value * log_se, ci_low=value / spread, ci_high=value * spread,
+                method=f"{method}, Wald interval of the logarithm", note=note,
+            )  # fmt: skip
+    else:
+        note = "the likelihood has no inner maximum, so no interval is given"
+    ledger.add(**shared, term="SD of the asymptote between subjects (%)", estimate=fit.sd_asymptote, method=method)
+    ledger.add(
+        **shared, term=f"SD of {name} between subjects", estimate=fit.sd_second, statistic=fit.likelihood_ratio,
+        p=fit.p_second, method=f"{method}; likelihood ratio against none, mixture of chi2 with 0 and 1 df", note=note,
+    )  # fmt: skip
+    ledger.add(**shared, term="SD within subjects (%)", estimate=fit.sigma, method=method)
+    aic = 2 * (5 if fit.singular else 6) - 2 * fit.loglik
+    ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
+    _add_values(fit, rows, shared, method, note, p, ledger)
     grid = _grid(rows, p)
     curves = []
-    for name, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True):
-        own = rows.loc[rows["participant_id"] == name, "t_h"]
+    for subject, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True):
+        at = fit.subject_curve(subject, grid)
         curves.append(
-            pd.DataFrame(
-                {
-                    "contrast": contrast,
-                    "participant_id": name,
-                    "asymptote_percent": asymptote if fit.converged else np.nan,
-                    "t_h": grid,
-                    "value": fit.subject_curve(name, grid),
-                    "inside": ((grid >= own.min()) & (grid <= own.max())).astype(int),
-                }
+            _own_curve(rows, contrast, model, subject, grid, at.value).assign(
+                ci_low=at.ci_low, ci_high=at.ci_high, asymptote_percent=asymptote if fit.converged else np.nan
             )
         )
-    return _band(contrast, "sigmoid, random asymptote", fit.value_at(grid)), pd.concat(curves, ignore_index=True)
+    return _band(contrast, model, fit.value_at(grid)), pd.concat(curves, ignore_index=True)
 
 
 def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:

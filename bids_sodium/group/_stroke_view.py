@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.group._planning import TrialParams
@@ -58,6 +58,17 @@ class StrokeParams:
 
     equivalence_ratio: float = 1.25
     """Volumes within this ratio of each other count as equivalent, no unit (the 80-125 % rule of bioequivalence)."""
+
+    prior_sd: float = 2.5
+    """Standard deviation of the prior of a log odds ratio in the prognosis, per standard deviation of its predictor
+    (Gelman 2008)."""
+
+    second_effects: tuple[Literal["delay", "rate"], ...] = ("delay", "rate")
+    """What varies between subjects beside the asymptote, one model each: the delay (ln t50) or the rate (ln delta)."""
+
+    quadrature_nodes: int = 15
+    """Nodes of the adaptive Gauss-Hermite quadrature of curves with two random effects; 1 is Laplace's
+    approximation."""
 
     trial: TrialParams = field(default_factory=TrialParams)
     """The trial that is planned."""

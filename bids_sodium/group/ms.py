@@ -1,7 +1,8 @@
 """The MS study, table by table: a long table of tissues → `Study`.
 
-Every participant becomes one row (`bids_sodium.group.rows.persons`), clinical scores are brought to the paper's scale,
-and each table is made twice where the paper's analysis and the recommended one differ.
+Every participant becomes one row (`bids_sodium.group.rows.persons`), sites are made equal where people travelled
+between them, clinical scores are brought to the paper's scale, and each table is made twice where the paper's analysis
+and the recommended one differ. A table that fails its self-test is not handed out; the others are.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.core.errors import DataError, EstimationError, InternalError
+from bids_sodium.group._ms_change import change
+from bids_sodium.group._ms_checks import adjustment, imputation, penalised
+from bids_sodium.group._ms_clinical import clinical, scores
 from bids_sodium.group._ms_federated import Summary, analyse_summaries, summaries
-from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, planning, sites
-from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, univariable
+from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, planning
+from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, table3, univariable
+from bids_sodium.group._ms_sites import meta, regions, sites, travelled
 from bids_sodium.group._ms_tables import participants, table1, table2
-from bids_sodium.group._ms_view import Known, MsParams, View, clinical, compare, drop_raw_scores, label
-from bids_sodium.group.results import Analysis, Ledger, Study, empty_results
+from bids_sodium.group._ms_view import Known, MsParams, View, compare, label
+from bids_sodium.group.results import Analysis, Ledger, Study, empty_results, stopped
 from bids_sodium.group.rows import persons
 
 if TYPE_CHECKING:
@@ -27,7 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["MsParams", "Summary", "analyse", "analyse_summaries", "clinical", "label", "summarise"]
 
 
-def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.Generator | None = None) -> Study:
+def analyse(
+    table: pd.DataFrame,
+    params: MsParams | None = None,
+    rng: np.random.Generator | None = None,
+    *,
+    norms: pd.DataFrame | None = None,
+) -> Study:
     """Run every analysis of the MS study on a long table.
 
     Parameters
@@ -40,13 +51,16 @@ def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.
         What is compared.
     rng : numpy.random.Generator, optional
         Source of resamples; one with a fixed seed where none is given.
+    norms : pandas.DataFrame, optional
+        Norms of raw clinical scores in the form of `bids_sodium.core.tables.NORMS`.
 
     Returns
     -------
     Study
         ``participants``, ``table1``, ``table2``, ``comparisons``, ``joint``, ``lesions``, ``univariable``,
-        ``regressions``, ``bootstrap``, ``ordinal``, ``sites``, ``methods`` and ``planning``, each done or left out with
-        its reason.
+        ``regressions``, ``bootstrap``, ``table3``, ``adjustment``, ``ordinal``, ``penalised``, ``imputation``,
+        ``change``, ``sites``, ``meta``, ``regions``, ``methods`` and ``planning``, each done or left out with its
+        reason.
 
     Raises
     ------
@@ -57,28 +71,32 @@ def analyse(table: pd.DataFrame, params: MsParams | None = None, rng: np.random.
     --------
     >>> from bids_sodium.simulate.cohort import ms_cohort
     >>> cohort = ms_cohort(np.random.default_rng(7))
-    >>> study = analyse(cohort.table, MsParams(n_resamples=99, selection_resamples=9))
+    >>> study = analyse(cohort.table, MsParams(n_resamples=99, selection_resamples=9, penalised_repeats=0))
     >>> rows = study["comparisons"].results
     >>> rows.loc[(rows["term"] == "MS - HC") & rows["outcome"].str.contains("cortical"), "n"].tolist()
     [112.0]
     """
     p = params or MsParams()
     generator = np.random.default_rng(0) if rng is None else rng
-    view = _view(table, p)
+    view = _view(table, p, norms)
     view = replace(view, comparisons=tuple(compare(view, p)))
     done = []
-    eliminations: Known = {}
+    known = Known()
     for name, title, make in _ANALYSES:
         ledger = Ledger(name, title, confidence=p.confidence)
         try:
-            analysis = make(view, p, generator, ledger, eliminations)
+            analysis = make(view, p, generator, ledger, known)
         except (DataError, EstimationError) as error:
             analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
+        except InternalError as error:
+            analysis = stopped(name, title, error)
         done.append(analysis)
     return Study(study="ms", analyses=tuple(done))
 
 
-def summarise(table: pd.DataFrame, params: MsParams | None = None, *, default_site: str) -> tuple[Summary, ...]:
+def summarise(
+    table: pd.DataFrame, params: MsParams | None = None, *, default_site: str, norms: pd.DataFrame | None = None
+) -> tuple[Summary, ...]:
     """Return what a site may share instead of its rows.
 
     Parameters
@@ -89,6 +107,8 @@ def summarise(table: pd.DataFrame, params: MsParams | None = None, *, default_si
         What is compared.
     default_site : str
         Name of the site where the table has no column ``site``.
+    norms : pandas.DataFrame, optional
+        As for `analyse`.
 
     Returns
     -------
@@ -101,19 +121,21 @@ def summarise(table: pd.DataFrame, params: MsParams | None = None, *, default_si
         As `analyse`.
     """
     p = params or MsParams()
-    return summaries(_view(table, p), p, default_site=default_site)
+    return summaries(_view(table, p, norms), p, default_site=default_site)
 
 
-def _view(table: pd.DataFrame, p: MsParams) -> View:
+def _view(table: pd.DataFrame, p: MsParams, norms: pd.DataFrame | None) -> View:
+    table, factors, made_equal = travelled(table, p)
     read = persons(table, method=p.method, group_aliases=p.group_aliases)
-    people, notes = read.table, list(read.notes)
-    try:
-        people = clinical(people)
-    except DataError as error:
-        notes.append(f"the timed walk was left out: {error.what}")
-        people = clinical(people.drop(columns="t25fw_s"))
-    people, raw = drop_raw_scores(people, p)
-    return View(long=table, people=people, method=read.method, excluded=read.excluded, notes=(*notes, *raw))
+    people, notes = scores(read.table, p, norms)
+    return View(
+        long=table,
+        people=people,
+        method=read.method,
+        excluded=read.excluded,
+        notes=(*read.notes, *made_equal, *notes),
+        factors=factors,
+    )
 
 
 _Make = Callable[[View, MsParams, np.random.Generator, Ledger, Known], Analysis]
@@ -127,8 +149,15 @@ _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("univariable", "Univariable regressions", univariable),
     ("regressions", "Independent associations with clinical scores", regressions),
     ("bootstrap", "Bootstrap of the final models", bootstrap),
+    ("table3", "Concentrations that go with clinical measures", table3),
+    ("adjustment", "Age, sex and disease duration added to the final models", adjustment),
     ("ordinal", "Proportional odds of the EDSS", ordinal),
+    ("penalised", "Elastic net beside the elimination", penalised),
+    ("imputation", "Missing values drawn beside complete cases", imputation),
+    ("change", "Change of concentrations over time", change),
     ("sites", "Sites", sites),
+    ("meta", "Meta-analysis of the sites' own estimates", meta),
+    ("regions", "Regions of an atlas", regions),
     ("methods", "Sensitivity to the partial-volume correction", methods),
     ("planning", "Size of a trial to come", planning),
 )

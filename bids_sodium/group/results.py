@@ -2,12 +2,14 @@
 
 A row of results is an estimate with its standard error, interval, p value and where it came from
 (`bids_sodium.core.tables.GROUP_RESULT`). No table leaves before `check_rows` has found every estimate inside its
-interval, every p value in [0, 1] and no p value that contradicts its interval.
+interval, every p value in [0, 1], no p value that contradicts its interval and every share equal to its counts; for
+tables of groups `check_pools` finds that subgroups pool to the total.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,11 +26,28 @@ if TYPE_CHECKING:
 
     from bids_sodium.stats.comparisons import Mixed
 
-__all__ = ["Analysis", "Ledger", "Study", "check_rows", "empty_results", "listing", "mean_of", "plural", "taken"]
+__all__ = [
+    "SELF_TEST",
+    "Analysis",
+    "Ledger",
+    "Study",
+    "check_pools",
+    "check_rows",
+    "empty_results",
+    "listing",
+    "mean_of",
+    "plural",
+    "stopped",
+    "taken",
+]
+
+SELF_TEST = "stopped by its self-test"
+"""How the reason begins where a table contradicts itself, which is a bug."""
 
 _TEXT = frozenset({"analysis", "model", "subset", "outcome", "term", "method", "note"})
 _NUMBERS = tuple(name for name in GROUP_RESULT.names if name not in _TEXT)
 _RESAMPLED = ("BCa", "bootstrap")
+_POOLED = ("n", "mean", "sd", "minimum", "maximum")
 _SLACK = 1e-7  # relative rounding that a limit or a p value may carry
 
 
@@ -88,6 +107,11 @@ class Study:
             if analysis.name == name:
                 return analysis
         raise KeyError(name)
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """Names of the analyses that their self-test has stopped."""
+        return tuple(a.name for a in self.analyses if a.left_out.startswith(SELF_TEST))
 
     @property
     def left_out(self) -> pd.DataFrame:
@@ -167,7 +191,76 @@ def check_rows(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame
     return table
 
 
-def _number(row: Mapping[str, Any], key: str) -> float:
+def check_pools(summary: pd.DataFrame, pools: Mapping[str, Sequence[str]], *, where: str) -> pd.DataFrame:
+    """Return the summary if its subgroups pool to their totals in count, mean, spread and range.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        Columns ``variable group n mean sd minimum maximum``, one row a variable and group.
+    pools : mapping of str to sequence of str
+        Group and the groups that it is made of.
+    where : str
+        Table, for the message.
+
+    Raises
+    ------
+    InternalError
+        With the first total that its parts do not make.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [("A", 2, 1.0, 0.0, 1.0, 1.0), ("B", 2, 3.0, 0.0, 3.0, 3.0), ("all", 4, 2.5, 1.2, 1.0, 3.0)]
+    >>> table = pd.DataFrame(rows, columns=["group", "n", "mean", "sd", "minimum", "maximum"]).assign(variable="x")
+    >>> check_pools(table, {"all": ("A", "B")}, where="table")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    bids_sodium.core.errors.InternalError: ...
+    """
+    for variable, rows in summary.groupby("variable", sort=False) if len(summary) else ():
+        at = {str(row["group"]): {key: _number(row, key) for key in _POOLED} for row in rows.to_dict("records")}
+        for total, parts in pools.items():
+            found = [at[part] for part in parts if part in at]
+            if total not in at or not found:
+                continue
+            n, mean, sd = (np.array([part[key] for part in found]) for key in ("n", "mean", "sd"))
+            pooled = float(n @ mean / n.sum())
+            squares = float((n - 1) @ np.nan_to_num(sd) ** 2 + n @ (mean - pooled) ** 2)
+            whole = {
+                "n": float(n.sum()),
+                "mean": pooled,
+                "sd": math.sqrt(squares / (n.sum() - 1)) if n.sum() > 1 else math.nan,
+                "minimum": min(part["minimum"] for part in found),
+                "maximum": max(part["maximum"] for part in found),
+            }
+            seen = at[total]
+            size = max(abs(seen["minimum"]), abs(seen["maximum"]), seen["n"])
+            for key, value in whole.items():
+                if not (math.isnan(seen[key]) and math.isnan(value)) and not abs(seen[key] - value) <= _SLACK * size:
+                    raise InternalError(
+                        f"{key} is {seen[key]:.6g}, its parts make {value:.6g}",
+                        where=f"{where} / {variable} / {total}",
+                        hint="report this with the table of the participants' rows",
+                    )
+    return summary
+
+
+def stopped(name: str, title: str, error: InternalError) -> Analysis:
+    """Return the analysis that its self-test has stopped, with the reason.
+
+    Parameters
+    ----------
+    name, title : str
+        Those of the analysis.
+    error : InternalError
+        What contradicts itself, and where.
+    """
+    reason = f"{SELF_TEST}: {error.where}: {error.what}" if error.where else f"{SELF_TEST}: {error.what}"
+    return Analysis(name=name, title=title, results=empty_results(), left_out=reason)
+
+
+def _number(row: Mapping[Any, Any], key: str) -> float:
     value = row.get(key)
     return math.nan if value is None else float(value)
 
@@ -182,7 +275,21 @@ def _problem(row: Mapping[str, Any], alpha: float) -> str:
             return f"{key} is {value:.6g}"
     if adjusted < p - _SLACK:
         return f"adjusted p {adjusted:.6g} is below p {p:.6g}"
-    return _interval_problem(row, alpha)
+    return _share_problem(row) or _interval_problem(row, alpha)
+
+
+def _share_problem(row: Mapping[str, Any]) -> str:
+    """Say what is wrong with a share in %, whose note tells its counts."""
+    if row.get("model") != "share":
+        return ""
+    counts = re.match(r"(\d+) of (\d+)", str(row.get("note", "")))
+    share, n = _number(row, "estimate"), _number(row, "n")
+    if counts is None:
+        return f"a share of {share:.6g} % without its counts"
+    count, total = int(counts[1]), int(counts[2])
+    if total != n or not 0 <= count <= total or abs(share - 100.0 * count / total) > 1e-6:
+        return f"{count} of {total} is not {share:.6g} % of {n:g}"
+    return ""
 
 
 def _interval_problem(row: Mapping[str, Any], alpha: float) -> str:

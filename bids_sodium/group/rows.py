@@ -16,7 +16,7 @@ from bids_sodium.core.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["METHODS", "Persons", "Scans", "choose_method", "female", "numeric", "persons", "scans"]
+__all__ = ["METHODS", "TISSUE_COLUMN", "Persons", "Scans", "choose_method", "female", "numeric", "persons", "scans"]
 
 METHODS = ("glm", "gtm", "csf", "raw")
 """Partial-volume methods, the first present is the one analysed by default."""
@@ -41,6 +41,10 @@ class Scans:
         Rows that do not enter: ``participant_id session_id roi contrast reason``.
     method : str
         Partial-volume method of the rows, empty where the table names none.
+    cells : pandas.DataFrame or None
+        Rows of the participants' fate tables.
+    raters : pandas.DataFrame or None
+        Rows of the participants' tables of raters.
     """
 
     points: pd.DataFrame
@@ -48,6 +52,8 @@ class Scans:
     clinical: pd.DataFrame
     excluded: pd.DataFrame
     method: str
+    cells: pd.DataFrame | None = None
+    raters: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,8 @@ def numeric(values: pd.Series, *, where: str) -> pd.Series:
     """
     import pandas as pd
 
+    if pd.api.types.is_numeric_dtype(values):
+        return values.astype(float)
     text = values.astype("object").where(values.notna(), None)
     text = text.map(lambda v: None if isinstance(v, str) and v.strip().lower() in {"", "n/a", "na", "nan"} else v)
     found = pd.to_numeric(text, errors="coerce").astype(float)
@@ -201,12 +209,12 @@ def scans(
         ["early", "late", "after"],
         default="",
     )
-    rows = every[every["roi"].notna() & ~every["roi"].isin(["n/a", ""])].copy()
+    # regions of an atlas (ATLAS:name) are no lesions
+    of_lesions = every["roi"].notna() & ~every["roi"].isin(["n/a", ""]) & ~every["roi"].str.contains(":", na=False)
+    rows = every[of_lesions].copy()
     if not len(rows):
         raise DataError("no row belongs to a region of interest", where="group table", hint="give lesion masks with -d")
-    chosen = choose_method(rows, method) if "method" in rows and rows["method"].notna().any() else ""
-    if chosen:
-        rows = rows[rows["method"] == chosen]
+    rows, chosen = _of_method(rows, method)
     rows["percent"] = numeric(rows["percent_change"], where="column percent_change")
     rows["volume_ml"] = numeric(rows["volume_ml"], where="column volume_ml") if "volume_ml" in rows else np.nan
     rows["kept"] = numeric(rows["kept"], where="column kept") if "kept" in rows else 1.0
@@ -239,6 +247,23 @@ def scans(
     )
 
 
+def _of_method(rows: pd.DataFrame, wanted: str) -> tuple[pd.DataFrame, str]:
+    """Return the rows of the wanted method and what it is in words; a contrast that lacks it keeps its best one."""
+    import pandas as pd
+
+    if "method" not in rows or not rows["method"].notna().any():
+        return rows, ""
+    choose_method(rows, wanted)  # a method that no row has is an error
+    parts, named = [], {}
+    for contrast, block in rows.groupby("contrast", sort=False):
+        has = (block["method"] == wanted).any()
+        named[str(contrast)] = choose_method(block, wanted if has else "auto")
+        parts.append(block[(block["method"] == named[str(contrast)]) | block["method"].isna()])
+    different = set(named.values())
+    words = "; ".join(f"{name} of {contrast}" for contrast, name in named.items())
+    return pd.concat(parts), different.pop() if len(different) == 1 else words
+
+
 def _why_out(rows: pd.DataFrame, minimum_ml: float, last_h: float) -> pd.Series:
     """Reason why a row does not enter, empty where it does."""
     import pandas as pd
@@ -264,10 +289,12 @@ def _why_out(rows: pd.DataFrame, minimum_ml: float, last_h: float) -> pd.Series:
     return pd.Series(np.select(conditions, reasons, default=""), index=rows.index)
 
 
-_TISSUE_COLUMN = {
+TISSUE_COLUMN = {
     "CGM": "tsc_cgm", "DGM": "tsc_dgm", "GM": "tsc_gm", "NAWM": "tsc_nawm", "WM": "tsc_wm", "CSF": "tsc_csf",
     "T2lesion": "tsc_t2lesion", "T1iso": "tsc_t1iso", "T1hypo": "tsc_t1hypo",
 }  # fmt: skip
+"""Tissue and the name of its concentration among a person's numbers."""
+
 _ROW_COLUMNS = frozenset(
     {"tissue", "method", "tsc_mmol_l", "tsc_se", "sd_mmol_l", "n_voxels", "volume_ml", "csf_excluded_fraction", "roi",
      "contrast", "ipsi", "contra", "percent_change", "ipsi_sd", "contra_sd", "kept", "reason", "session_id"}
@@ -318,7 +345,7 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         )
     rows["tsc_mmol_l"] = numeric(rows["tsc_mmol_l"], where="column tsc_mmol_l")
     wide = rows.pivot_table(index="participant_id", columns="tissue", values="tsc_mmol_l", sort=True)
-    wide = wide.rename(columns=lambda t: _TISSUE_COLUMN.get(str(t), f"tsc_{str(t).lower()}"))
+    wide = wide.rename(columns=lambda t: TISSUE_COLUMN.get(str(t), f"tsc_{str(t).lower()}"))
     wide.columns.name = None
     people = rows.drop_duplicates("participant_id").set_index("participant_id").sort_index()
     out = pd.DataFrame(index=people.index)
@@ -338,9 +365,33 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         except DataError as error:
             notes.append(f"{column} could not be read: {error.what}")
     out = out.join(wide)
+    atlas = _atlas(table)
+    if len(atlas.columns):
+        out = out.join(atlas)
     without = out["group"].isna()
     excluded = pd.DataFrame({"participant_id": out.index[without], "reason": "no group in participants.tsv"})
     return Persons(table=out[~without].copy(), method=chosen, excluded=excluded, notes=tuple(notes))
+
+
+def _atlas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the concentrations of an atlas's regions, ``tsc_<atlas>:<region>``, of the first session."""
+    import pandas as pd
+
+    if not {"roi", "contrast", "ipsi"} <= set(table.columns):
+        return pd.DataFrame()
+    rows = table[(table["contrast"] == "tsc") & table["roi"].astype(str).str.contains(":", regex=False)]
+    chosen = choose_method(rows, "auto") if len(rows) else ""
+    rows = rows[rows["method"] == chosen] if chosen else rows
+    if not len(rows):
+        return pd.DataFrame()
+    session = rows["session_id"].fillna("n/a").astype(str) if "session_id" in rows else "n/a"
+    rows = rows.assign(session=session, value=numeric(rows["ipsi"], where="column ipsi"))
+    rows = rows[rows["session"] == rows.groupby("participant_id")["session"].transform("min")]
+    if "kept" in rows:
+        rows.loc[numeric(rows["kept"], where="column kept") == 0, "value"] = np.nan
+    wide = rows.pivot_table(index="participant_id", columns="roi", values="value", aggfunc="first", sort=True)
+    wide.columns = pd.Index([f"tsc_{roi}" for roi in wide.columns])
+    return wide
 
 
 _ALIASES = {

@@ -7,12 +7,15 @@ own: each analysis chooses rows, calls `bids_sodium.stats` and states estimate, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._stroke_curves import adc, courses, sigmoid
+from bids_sodium.group._stroke_prognosis import prognosis
+from bids_sodium.group._stroke_raters import raters as rater_agreement
 from bids_sodium.group._stroke_regions import exclusions, planning, regions, regions_time
 from bids_sodium.group._stroke_view import StrokeParams
 from bids_sodium.group._stroke_volumes import correlations, prediction, volumes
@@ -25,7 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["StrokeParams", "analyse"]
 
 
-def analyse(table: pd.DataFrame, params: StrokeParams | None = None, rng: np.random.Generator | None = None) -> Study:
+def analyse(
+    table: pd.DataFrame,
+    params: StrokeParams | None = None,
+    rng: np.random.Generator | None = None,
+    *,
+    cells: pd.DataFrame | None = None,
+    raters: pd.DataFrame | None = None,
+) -> Study:
     """Run every analysis of the stroke study on a long table.
 
     Parameters
@@ -37,12 +47,16 @@ def analyse(table: pd.DataFrame, params: StrokeParams | None = None, rng: np.ran
         What is compared.
     rng : numpy.random.Generator, optional
         Source of resamples; one with a fixed seed where none is given.
+    cells : pandas.DataFrame, optional
+        Rows of ``group_fate.tsv``: small pieces of tissue with their outcome, for the prognosis.
+    raters : pandas.DataFrame, optional
+        Rows of ``group_raters.tsv``: how far raters agree.
 
     Returns
     -------
     Study
         ``exclusions``, ``regions``, ``sigmoid``, ``adc``, ``courses``, ``regions_time``, ``volumes``, ``prediction``,
-        ``correlations`` and ``planning``, each done or left out with its reason.
+        ``correlations``, ``prognosis``, ``raters`` and ``planning``, each done or left out with its reason.
 
     Raises
     ------
@@ -61,6 +75,7 @@ def analyse(table: pd.DataFrame, params: StrokeParams | None = None, rng: np.ran
     p = params or StrokeParams()
     generator = np.random.default_rng(0) if rng is None else rng
     view = scans(table, method=p.method, early_h=p.early_h, late_h=p.late_h, minimum_ml=p.minimum_ml)
+    view = replace(view, cells=cells, raters=raters)
     done = []
     for name, title, make in _ANALYSES:
         try:
@@ -82,5 +97,7 @@ _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("volumes", "Volumes of oedema and final necrosis", volumes),
     ("prediction", "Prediction of the final necrotic volume", prediction),
     ("correlations", "Rank correlations", correlations),
+    ("prognosis", "Conversion to necrosis, patient by patient", prognosis),
+    ("raters", "Agreement of raters", rater_agreement),
     ("planning", "Size of a trial to come", planning),
 )

@@ -6,17 +6,17 @@ A vial of concentration ``C`` gives the signal ``S = C / slope``; tissue relaxes
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bids_sodium.core.constants import Relaxation
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError
+from bids_sodium.image.phantoms import concentrations
 from bids_sodium.image.receive import ReceiveParams, correct_receive, receive_ratio
+from bids_sodium.image.relaxation import relaxation_factor
 from bids_sodium.image.vials import (
     Cylinder,
     Vial,
@@ -55,9 +55,25 @@ class CalibrationParams:
     vial_mmol_l: tuple[float, ...] = (40.0, 80.0)
     """Sodium concentration of each vial, in mmol/L (Brownlee 2019)."""
 
+    source: Literal["vials", "csf", "vitreous"] = "vials"
+    """What the scale stands on: vials, or as an internal reference the fluid of the ventricles or of the eyes."""
+
+    transmit: Literal["auto", "off"] = "auto"
+    """``auto``: corrected for the flip angle that was reached, where the session has a transmit map or the images of
+    one."""
+
+    receive: Literal["auto", "bias", "off"] = "auto"
+    """``auto``: divided by the session's receive map, where it has one; ``bias``: without one, by a smooth sensitivity
+    that the image itself shows, which takes smooth anatomy for sensitivity. An array image is divided by that of a
+    volume coil before, whatever stands here."""
+
     line: Literal["zero", "intercept"] = "zero"
     """``zero``: a line through the origin, which an uncorrected B1 bends least; ``intercept``: a free line, for a
     signal whose noise floor was not taken off."""
+
+    weights: Literal["noise", "huber"] = "noise"
+    """``noise``: each vial weighs by its noise; ``huber``: with three vials or more, those far from the line weigh
+    less (Huber 1964), as with vials of doubtful concentration or in an uneven field."""
 
     reject_z: float = 4.0
     """With three vials or more, one is left out that lies this many standard errors from the line of the others."""
@@ -97,9 +113,18 @@ class CalibrationParams:
     """Largest relative difference between cylinder fit and core; beyond it the core is believed."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vial_mmol_l", _concentrations(self.vial_mmol_l))
+        object.__setattr__(self, "vial_mmol_l", concentrations(self.vial_mmol_l))
+        for name, value, known in (
+            ("source", self.source, ("vials", "csf", "vitreous")),
+            ("transmit", self.transmit, ("auto", "off")),
+            ("receive", self.receive, ("auto", "bias", "off")),
+        ):
+            if value not in known:
+                raise ConfigError(f"calibration.{name} is {value!r}", hint=f"choose {', '.join(known)}")
         if self.line not in ("zero", "intercept"):
             raise ConfigError(f"the calibration line {self.line!r} is unknown", hint="choose zero or intercept")
+        if self.weights not in ("noise", "huber"):
+            raise ConfigError(f"the weights {self.weights!r} of vials are unknown", hint="choose noise or huber")
         if not 0 < self.minimum_ml < self.maximum_ml:
             raise ConfigError(f"vials of {self.minimum_ml} to {self.maximum_ml} mL are sought")
         if not (0 < self.edge_fraction < 1 and 0 <= self.core_fraction < 1):
@@ -107,24 +132,6 @@ class CalibrationParams:
                 f"edge_fraction is {self.edge_fraction} and core_fraction {self.core_fraction}",
                 hint="fractions lie between 0 and 1",
             )
-
-
-def _concentrations(values: Any) -> tuple[float, ...]:
-    if isinstance(values, (str, bytes, numbers.Number)) or not hasattr(values, "__iter__"):
-        raise DataError(
-            f"vial concentrations are {values!r}, not a list of numbers", hint="give them in mmol/L, such as 40, 80"
-        )
-    numbers_seen = []
-    for value in values:
-        good = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-        if not good or not np.isfinite(float(value)) or float(value) <= 0:
-            raise DataError(
-                f"the vial concentration {value!r} is not a positive number", hint="give mmol/L, such as 40 or 80"
-            )
-        numbers_seen.append(float(value))
-    if not numbers_seen:
-        raise DataError("no vial concentration is given", hint="name them in mmol/L, such as 40 and 80")
-    return tuple(numbers_seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,6 +155,9 @@ class Scale:
         Distance of each vial from the line (line minus truth), the rejected ones too.
     chi2, degrees : float, int
         Sum of squared residuals in standard errors of the signals, and its degrees of freedom.
+    widened : float
+        Factor by which the standard errors of slope and intercept were widened because the vials disagree by more
+        than their noise (p < 0.01); 1 where they do not.
     free_intercept_mmol_l, free_intercept_se : float
         Intercept of a free line through the same vials: far from 0 it tells of a noise floor, B1 or a wrong
         concentration. NaN with a single concentration.
@@ -157,6 +167,8 @@ class Scale:
         ``"zero"`` or ``"intercept"``.
     note : str
         What a reader must know, empty where there is nothing.
+    source : str
+        What the scale stands on: ``"vials"``, or an internal reference named as such.
     """
 
     slope: float
@@ -174,6 +186,8 @@ class Scale:
     kept: tuple[bool, ...]
     line: str
     note: str
+    widened: float = 1.0
+    source: str = "vials"
 
     @property
     def slope_mmol_l(self) -> float:
@@ -232,7 +246,8 @@ def fit_scale(vial_signal: ArrayLike, vial_se: ArrayLike, params: CalibrationPar
     params = params or CalibrationParams()
     truth = np.array(params.vial_mmol_l)
     signal, error = _signals(vial_signal, vial_se, truth)
-    weight = 1 / error**2 if error.any() else np.ones_like(signal)
+    exact = not error.any()
+    weight = np.ones_like(signal) if exact else 1 / error**2
     kept = np.ones(truth.size, dtype=bool)
     notes: list[str] = []
     while (bad := _outlier(signal, error, weight=weight, truth=truth, kept=kept, params=params)) is not None:
@@ -240,45 +255,48 @@ def fit_scale(vial_signal: ArrayLike, vial_se: ArrayLike, params: CalibrationPar
         notes.append(f"vial {bad + 1} ({truth[bad]:g} mmol/L) left out: it lies off the line of the others")
     _refuse_reversed(signal[kept], error[kept], truth[kept])
     used_signal, used_truth, used_weight = signal[kept], truth[kept], weight[kept]
+    if params.weights == "huber" and used_signal.size > 2:
+        used_weight = used_weight * _huber(used_signal, used_truth, used_weight, params.line, exact=exact)
     distinct = np.unique(used_truth).size
-    exact = not error.any()
-    free = _free_line(used_signal, used_truth, used_weight, exact=exact) if distinct > 1 else None
-    if params.line == "intercept":
-        if free is None:
-            raise EstimationError(
-                f"{used_truth.size} vial(s) of one concentration do not determine a line with intercept",
-                hint="use a line through zero, or a second concentration",
-            )
-        slope, intercept, slope_se, intercept_se, covariance = free
-    else:
-        gain = float((used_weight * used_truth * used_signal).sum() / (used_weight * used_truth**2).sum())
-        gain_se = 0.0 if exact else float(1 / np.sqrt((used_weight * used_truth**2).sum()))
-        slope, slope_se = 1 / gain, gain_se / gain**2
-        intercept = intercept_se = covariance = 0.0
-    residuals = intercept + slope * signal - truth
+    free = _line(used_signal, used_truth, used_weight, "intercept", exact=exact) if distinct > 1 else None
+    fitted = free if params.line == "intercept" else _line(used_signal, used_truth, used_weight, "zero", exact=exact)
+    if fitted is None:
+        raise EstimationError(
+            f"{used_truth.size} vial(s) of one concentration do not determine a line with intercept",
+            hint="use a line through zero, or a second concentration",
+        )
+    residuals = fitted.intercept + fitted.slope * signal - truth
     squares = float((residuals[kept] ** 2).sum())
     degrees = int(kept.sum()) - (2 if params.line == "intercept" else 1)
-    total = float(((used_truth - used_truth.mean()) ** 2).sum())
+    chi2 = float("nan") if exact else float(((residuals[kept] / fitted.slope) ** 2 * used_weight).sum())
+    widened = _widening(chi2, degrees)
+    if widened > 1:
+        notes.append(
+            f"the vials lie {widened:.1f} times as far from the line as noise explains: standard errors are widened; "
+            "check B1 and the concentrations"
+        )
     if used_truth.size == 1:
         notes.append("one vial sets the scale: nothing tells whether the signal is linear")
     elif distinct == 1:
         notes.append("all vials have one concentration: nothing tells whether the signal is linear")
+    total = float(((used_truth - used_truth.mean()) ** 2).sum())
     return Scale(
-        slope=slope,
-        slope_se=slope_se,
-        intercept=intercept,
-        intercept_se=intercept_se,
-        covariance=covariance,
+        slope=fitted.slope,
+        slope_se=widened * fitted.slope_se,
+        intercept=fitted.intercept,
+        intercept_se=widened * fitted.intercept_se,
+        covariance=widened**2 * fitted.covariance,
         r2=1 - squares / total if distinct > 1 else float("nan"),
         residual_mmol_l=float(np.sqrt(squares / degrees)) if degrees > 0 else float("nan"),
         residuals_mmol_l=tuple(float(value) for value in residuals),
-        chi2=float("nan") if exact else float(((residuals[kept] / slope) ** 2 * used_weight).sum()),
+        chi2=chi2,
         degrees=degrees,
-        free_intercept_mmol_l=free[1] if free else float("nan"),
-        free_intercept_se=free[3] if free else float("nan"),
+        free_intercept_mmol_l=free.intercept if free else float("nan"),
+        free_intercept_se=free.intercept_se if free else float("nan"),
         kept=tuple(bool(value) for value in kept),
         line=params.line,
         note="; ".join(notes),
+        widened=widened,
     )
 
 
@@ -368,69 +386,74 @@ def _refuse_reversed(signal: NDArray[np.float64], error: NDArray[np.float64], tr
         )
 
 
-def _free_line(
-    signal: NDArray[np.float64], truth: NDArray[np.float64], weight: NDArray[np.float64], *, exact: bool
-) -> tuple[float, float, float, float, float]:
-    """Slope and intercept in mmol/L, their standard errors and covariance (delta method)."""
-    design = np.stack([np.ones_like(truth), truth], -1)
+class _Line(NamedTuple):
+    """A line from signal to mmol/L, standard errors and covariance."""
+
+    slope: float
+    intercept: float
+    slope_se: float
+    intercept_se: float
+    covariance: float
+
+
+def _gain(
+    signal: NDArray[np.float64], truth: NDArray[np.float64], weight: NDArray[np.float64], line: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Signal at zero and per mmol/L, and their covariance; the first is exactly 0 for a line through zero."""
+    design = np.stack([np.ones_like(truth), truth], -1)[:, 1 if line == "zero" else 0 :]
     inverse = np.linalg.inv(design.T @ (weight[:, None] * design))
-    floor, gain = inverse @ (design.T @ (weight * signal))
+    beta, spread = np.zeros(2), np.zeros((2, 2))
+    beta[-design.shape[1] :] = inverse @ (design.T @ (weight * signal))
+    spread[-design.shape[1] :, -design.shape[1] :] = inverse
+    return beta, spread
+
+
+def _line(
+    signal: NDArray[np.float64], truth: NDArray[np.float64], weight: NDArray[np.float64], line: str, *, exact: bool
+) -> _Line:
+    """Slope and intercept in mmol/L, their standard errors and covariance (delta method)."""
+    (floor, gain), spread = _gain(signal, truth, weight, line)
     if gain <= 0:
-        return float("nan"), float("nan"), float("nan"), float("nan"), float("nan")
+        return _Line(*[float("nan")] * 5)
     jacobian = np.array([[0.0, -1 / gain**2], [-1 / gain, floor / gain**2]])
-    spread = jacobian @ (np.zeros((2, 2)) if exact else inverse) @ jacobian.T
-    return (
-        float(1 / gain),
-        float(-floor / gain),
-        float(np.sqrt(spread[0, 0])),
-        float(np.sqrt(spread[1, 1])),
-        float(spread[0, 1]),
+    spread = jacobian @ (np.zeros((2, 2)) if exact else spread) @ jacobian.T
+    return _Line(
+        slope=float(1 / gain),
+        intercept=float(-floor / gain) if line == "intercept" else 0.0,
+        slope_se=float(np.sqrt(spread[0, 0])),
+        intercept_se=float(np.sqrt(spread[1, 1])),
+        covariance=float(spread[0, 1]),
     )
 
 
-def relaxation_factor(vial: Relaxation, tissue: Relaxation, *, te_ms: float, tr_ms: float, flip_deg: float) -> float:
-    """Return what a concentration read from the vials' scale is multiplied with for a tissue.
+def _huber(
+    signal: NDArray[np.float64], truth: NDArray[np.float64], weight: NDArray[np.float64], line: str, *, exact: bool
+) -> NDArray[np.float64]:
+    """Weights that let vials far from the line count linearly (Huber 1964, doi:10.1214/aoms/1177703732)."""
+    # starts from the median of the signals per mmol/L, which half of the vials cannot move
+    beta = np.array([0.0, float(np.median(signal / truth))])
+    share = np.ones_like(signal)
+    for _ in range(50):
+        away = np.abs(signal - beta[0] - beta[1] * truth) * np.sqrt(weight)
+        spread = 1.4826 * float(np.median(away))
+        spread = spread if exact else max(1.0, spread)
+        limit = 1.345 * spread
+        share = np.minimum(1.0, limit / np.maximum(away, 1e-12 * max(limit, 1e-300))) if limit > 0 else share
+        new, _ = _gain(signal, truth, weight * share, line)
+        if np.allclose(new, beta, rtol=1e-10, atol=0.0):
+            break
+        beta = new
+    return np.asarray(share)
 
-    The ratio of the spoiled steady-state signals of one mmol/L, vial over tissue.
 
-    Parameters
-    ----------
-    vial, tissue : Relaxation
-        Longitudinal and transverse relaxation.
-    te_ms, tr_ms : float
-        Echo and repetition time, in ms.
-    flip_deg : float
-        Flip angle, in degrees.
+def _widening(chi2: float, degrees: int) -> float:
+    """Factor on standard errors where the vials scatter by more than their noise (p < 0.01)."""
+    from scipy.special import gammaincc
 
-    Raises
-    ------
-    DataError
-        If a sequence parameter is missing or leaves no signal.
-
-    Examples
-    --------
-    >>> from bids_sodium.core.constants import AGAR, RELAXATION
-    >>> round(relaxation_factor(AGAR, RELAXATION["CSF"], te_ms=0.2, tr_ms=100.0, flip_deg=90.0), 2)
-    1.1
-    """
-    for name, value, low in (
-        ("echo time", te_ms, 0.0),
-        ("repetition time", tr_ms, 1e-9),
-        ("flip angle", flip_deg, 1e-9),
-    ):
-        if not np.isfinite(value) or value < low:
-            raise DataError(
-                f"the {name} is {value}",
-                hint="give EchoTime, RepetitionTime (s) and FlipAngle (degrees) in the sidecar",
-            )
-    of_vial = vial.signal_fraction(te_ms=te_ms, tr_ms=tr_ms, flip_deg=flip_deg)
-    of_tissue = tissue.signal_fraction(te_ms=te_ms, tr_ms=tr_ms, flip_deg=flip_deg)
-    if min(of_vial, of_tissue) <= 1e-6:
-        raise DataError(
-            f"TE {te_ms:g} ms, TR {tr_ms:g} ms and flip angle {flip_deg:g} degrees leave no signal",
-            hint="check the units in the sidecar: seconds and degrees",
-        )
-    return of_vial / of_tissue
+    # the survival function of the chi-square distribution
+    if not np.isfinite(chi2) or degrees < 1 or gammaincc(degrees / 2, chi2 / 2) >= 0.01:
+        return 1.0
+    return float(np.sqrt(chi2 / degrees))
 
 
 def tsc(

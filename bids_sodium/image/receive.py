@@ -1,7 +1,7 @@
 """Receive sensitivity: the smooth ratio of an array image to a volume-coil image of the same head.
 
 The ratio of both images holds the sensitivity of the array and no anatomy; it is smoothed where there is signal and
-continued smoothly where there is none.
+continued smoothly where there is none. `bids_sodium.image.bias` reads a sensitivity from one image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.data import Volume
-from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+from bids_sodium.core.errors import ConfigError, DataError, EstimationError, GeometryError
 from bids_sodium.image.vials import air_threshold
 
 __all__ = ["ReceiveParams", "correct_receive", "receive_ratio"]
@@ -27,6 +27,25 @@ class ReceiveParams:
 
     floor: float = 0.1
     """Smallest sensitivity, as a fraction of its median over the signal, so that division stays bounded."""
+
+    degree: int = 3
+    """Degree of the polynomial of a bias without a second image: a quadratic leaves 12 % of the profile of an array of
+    loops in the head, a cubic 9 %, and 6 % where the anatomy is expected."""
+
+    classes: int = 2
+    """Tissue classes of different sodium that the head's signal is split into, where nothing is expected of it."""
+
+    vial_percent: float = 2.0
+    """Error of a vial's signal beyond noise, in percent: its concentration and its place."""
+
+    edge_mm: float = 10.0
+    """How far inside the head's surface a bias is read, in mm: nearer, the point spread mixes air in."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.degree <= 4 and 1 <= self.classes <= 4):
+            raise ConfigError(f"a bias of degree {self.degree} with {self.classes} classes", hint="choose 1 to 4 each")
+        if min(self.fwhm_mm, self.vial_percent) <= 0 or self.edge_mm < 0 or not 0 < self.floor < 1:
+            raise ConfigError("a width, an error or the floor of the receive sensitivity is out of its range")
 
 
 def receive_ratio(

@@ -31,8 +31,10 @@ __all__ = [
     "point_spread_profile",
     "save",
     "scatter_panels",
+    "strips",
     "time_courses",
     "tissue_dots",
+    "trajectories",
 ]
 
 COLOURS = {
@@ -229,24 +231,25 @@ def tissue_dots(table: DataFrame) -> Figure:
     methods = list(dict.fromkeys(table["method"]))
     for axis, part in ((left, brain), (right, table[table["tissue"] == "CSF"])):
         tissues = list(dict.fromkeys(part["tissue"]))
-        for shift, (colour, method) in enumerate(zip(_CYCLE, methods, strict=False)):
+        for shift, method in enumerate(methods):
             rows = part[part["method"] == method].set_index("tissue").reindex(tissues)
-            x = np.arange(len(tissues)) + (shift - (len(methods) - 1) / 2) * 0.16
+            x = np.arange(len(tissues)) + (shift - (len(methods) - 1) / 2) * 0.8 / max(5, len(methods))
             axis.errorbar(
                 x,
                 rows["tsc_mmol_l"],
                 yerr=1.96 * rows["tsc_se"],
-                fmt="o",
+                fmt="os^Dv"[shift // len(_CYCLE)],
                 markersize=4,
                 capsize=2,
-                color=colour,
+                color=_CYCLE[shift % len(_CYCLE)],
                 label=method,
             )
         axis.set_xticks(np.arange(len(tissues)), tissues)
         axis.margins(x=0.15)
         _plain(axis)
     left.set_ylabel("total sodium concentration (mmol/L)")
-    left.legend(frameon=False, fontsize=8, ncols=len(methods))
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)), fontsize=8, frameon=False)
     return figure
 
 
@@ -370,18 +373,84 @@ def group_boxes(table: DataFrame, *, value: str, group: str, panel: str, ylabel:
     return figure
 
 
-def forest(rows: DataFrame, *, label: str, xlabel: str, reference: float = 0.0) -> Figure:
-    """Show estimates with their intervals, one line a row of results."""
+def forest(
+    rows: DataFrame, *, label: str, xlabel: str, reference: float = 0.0, combined: str = "", predicted: str = ""
+) -> Figure:
+    """Show estimates with their intervals, one line a row of results.
+
+    ``combined`` names the line of a meta-analysis, ``predicted`` that of its prediction interval.
+    """
     figure, axis = _figure(6.4, 0.6 + 0.26 * max(1, len(rows)))
     y = np.arange(len(rows))[::-1]
     estimate = rows["estimate"].to_numpy(dtype=float)
     low, high = rows["ci_low"].to_numpy(dtype=float), rows["ci_high"].to_numpy(dtype=float)
     finite = estimate[np.isfinite(estimate)]
     reach = 4 * float(np.max(np.abs(finite - reference))) + 1e-12 if finite.size else 1.0
-    axis.hlines(y, np.clip(low, -reach, reach), np.clip(high, -reach, reach), color=COLOURS["blue"])
-    axis.plot(estimate, y, "o", color=COLOURS["blue"], markersize=4)
+    low, high = np.clip(low, -reach, reach), np.clip(high, -reach, reach)
+    names = rows[label].astype(str).to_numpy()
+    for kind, colour, marker, style in (
+        ((names != combined) & (names != predicted), "blue", "o", "-"),
+        (names == combined, "red", "D", "-"),
+        (names == predicted, "red", "", ":"),
+    ):
+        axis.hlines(y[kind], low[kind], high[kind], color=COLOURS[colour], linestyles=style)
+        axis.plot(estimate[kind], y[kind], linestyle="", marker=marker, color=COLOURS[colour], markersize=4)
     axis.axvline(reference, color="0.6", linewidth=0.8)
-    axis.set_yticks(y, rows[label].astype(str), fontsize=7)
+    axis.set_yticks(y, names, fontsize=7)
+    axis.set_xlabel(xlabel)
+    _plain(axis)
+    return figure
+
+
+def trajectories(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    group: str,
+    panel: str,
+    xlabel: str,
+    ylabel: str,
+    subject: str = "participant_id",
+    columns: int = 3,
+) -> Figure:
+    """Show every participant's line by group with the lines of the group means, one panel a tissue."""
+    panels, groups = list(dict.fromkeys(table[panel])), list(dict.fromkeys(table[group]))
+    width, rows = min(columns, len(panels)), -(-len(panels) // columns)
+    figure, axes = _figure(3.2 * width, 2.7 * rows, rows, width, squeeze=False)
+    for axis, name in zip(axes.flat, panels, strict=False):
+        part = table[table[panel] == name].sort_values(x)
+        for colour, level in zip(_CYCLE, groups, strict=False):
+            of_group = part[part[group] == level]
+            for _, line in of_group.groupby(subject):
+                axis.plot(line[x], line[y], color=colour, linewidth=0.5, alpha=0.25)
+            # times are those of a protocol, met within a few weeks
+            mean = of_group.groupby((of_group[x] * 4).round() / 4)[y].agg(["mean", "size"])
+            mean = mean[mean["size"] >= 3]
+            axis.plot(mean.index, mean["mean"], "o-", color=colour, linewidth=2, markersize=4, label=str(level))
+        axis.set_title(str(name), fontsize=9)
+        axis.set_xlabel(xlabel, fontsize=8)
+        _plain(axis)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for line_of in axes:
+        line_of[0].set_ylabel(ylabel, fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=8, frameon=False)
+    return figure
+
+
+def strips(table: DataFrame, *, x: str, by: str, xlabel: str, band: float) -> Figure:
+    """Show values as points, one line a level, with a band about zero that counts as small."""
+    levels = list(dict.fromkeys(table[by]))[::-1]
+    figure, axis = _figure(6.4, 0.9 + 0.4 * len(levels))
+    axis.axvspan(-band, band, color=COLOURS["sky"], alpha=0.2, linewidth=0)
+    axis.axvline(0.0, color="0.6", linewidth=0.8)
+    rng = np.random.default_rng(0)
+    for i, level in enumerate(levels):
+        values = table[table[by] == level][x].to_numpy(dtype=float)
+        axis.plot(values, i + rng.uniform(-0.2, 0.2, values.size), "o", color=COLOURS["blue"], markersize=3, alpha=0.7)
+    axis.set_yticks(np.arange(len(levels)), levels, fontsize=8)
     axis.set_xlabel(xlabel)
     _plain(axis)
     return figure

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bids_sodium.bidsio.files import read_json, read_table, write_text
 from bids_sodium.core.errors import DataError
+from bids_sodium.group.ms import label
 from bids_sodium.report import figures, html
+from bids_sodium.report._stroke_page import stroke_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +40,19 @@ _SHOWN = (
 )
 _STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
 _CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
-_LAYOUTS = {"table1", "table2", "regressions"}
+_TABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "table1": (("layout", ""),),
+    "table2": (("layout", ""),),
+    "table3": (("layout", ""),),
+    "regressions": (
+        ("models", "Final models and what may be wrong with them"),
+        ("selection", "How often resamples agree"),
+    ),
+    "penalised": (("models", "Cross-validated beside in-sample R2"),),
+    "imputation": (("missing", "Missing values"),),
+    "sites": (("counts", "Site by diagnosis"), ("factors", "Factors that made the sites equal")),
+}
+"""Tables of an analysis that are shown beside its results, and their headings."""
 
 
 def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
@@ -69,6 +83,8 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
     sections = []
     summary = [_people(output), _left_out(content["LeftOut"])]
     sections.append(html.section("summary", "Summary", *summary))
+    if content["Study"] == "stroke":
+        sections.append(stroke_section(output))
     for analysis in content["Analyses"]:
         sections.append(_analysis(output, analysis))  # noqa: PERF401 - the order of figures on disk is that of the page
     if methods:
@@ -121,7 +137,7 @@ def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]
     if analysis["LeftOut"]:
         return html.section(name, analysis["Title"], html.box("Left out", [_first(analysis["LeftOut"])]))
     results = read_table(output / f"group_{name}.tsv")
-    data = {key: read_table(output / f"group_{name}_{key}.tsv") for key in analysis["Data"]}
+    data = {key: read_table(output / f"group_{name}_{key}.tsv", text=key == "layout") for key in analysis["Data"]}
     parts = [f"<p>{html.escape(analysis['Text'])}</p>" if analysis["Text"] else ""]
     for key, caption, draw in _FIGURES.get(name, ()):
         figure = draw(data, results)
@@ -132,8 +148,14 @@ def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]
         for kind in ("svg", "png"):
             figures.save(figure, folder / f"{name}_{key}.{kind}")
         parts.append(html.figure(f"group_figures/{name}_{key}.svg", caption))
-    if name in _LAYOUTS and "layout" in data:
-        parts.append(html.table(data["layout"].fillna("")))
+    for key, heading in _TABLES.get(name, ()):
+        if key in data:
+            shown_table = html.table(data[key].fillna(""))
+            parts.append(
+                f"<details><summary>{html.escape(heading)}</summary>{shown_table}</details>"
+                if len(data[key]) > 25
+                else (f"<p>{html.escape(heading)}</p>" if heading else "") + shown_table
+            )
     shown = [column for column in _SHOWN if column in results and results[column].notna().any()]
     listed = results[shown].fillna({column: "" for column in ("method", "note", "subset", "term") if column in shown})
     table = html.table(listed)
@@ -237,7 +259,11 @@ def _by_site(outcome: str) -> Callable[[_Data, DataFrame], Figure | None]:
             return None
         term = rows["term"].iloc[0]
         return figures.forest(
-            rows[rows["term"] == term], label="site", xlabel=f"{rows['outcome'].iloc[0]}: {term}, 95 % interval"
+            rows[rows["term"] == term],
+            label="site",
+            xlabel=f"{rows['outcome'].iloc[0]}: {term}, 95 % interval",
+            combined="all sites",
+            predicted="a new site (prediction)",
         )
 
     return draw
@@ -248,9 +274,9 @@ def _tissue_by_group(data: _Data, results: DataFrame) -> Figure | None:
     points = data.get("points")
     if points is None:
         return None
-    columns = [column for column in points if str(column).startswith("tsc_") and column != "tsc_csf"]
+    columns = [column for column in _TISSUES if column in points]
     long = points.melt(id_vars=["participant_id", "group"], value_vars=columns, var_name="tissue", value_name="tsc")
-    long = long.assign(tissue=long["tissue"].str.removeprefix("tsc_").str.upper()).dropna(subset=["tsc"])
+    long = long.assign(tissue=long["tissue"].map(_TISSUES)).dropna(subset=["tsc"])
     if long.empty:
         return None
     order = {name: i for i, name in enumerate(("HC", "CIS", "RRMS", "SPMS"))}
@@ -275,7 +301,7 @@ def _partial(data: _Data, results: DataFrame) -> Figure | None:
         rows = partial[
             (partial["subset"] == kept["subset"].iloc[0]) & (partial["outcome"] == outcome) & (partial["term"] == term)
         ]
-        panels.append((f"{outcome} on {term.removeprefix('tsc_').upper()} TSC", rows))
+        panels.append((f"{label(str(outcome))} on {_TISSUES.get(term, term)}", rows))
     return (
         figures.scatter_panels(panels, x="x", y="y", xlabel="TSC | covariates (mmol/L)", ylabel="outcome | covariates")
         if panels
@@ -283,6 +309,67 @@ def _partial(data: _Data, results: DataFrame) -> Figure | None:
     )
 
 
+def _areas(data: _Data, results: DataFrame) -> Figure | None:
+    rows = results[results["term"] == "AUC"]
+    return _forest("area under the curve, 95 % interval", "subset", "model")(data, rows)
+
+
+def _visits(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    points = data.get("points")
+    if points is None or points.empty:
+        return None
+    named = points.assign(tissue=points["tissue"].map(_TISSUES))
+    return figures.trajectories(
+        named, x="time_years", y="tsc_mmol_l", group="group", panel="tissue", xlabel="years", ylabel="TSC (mmol/L)"
+    )
+
+
+def _lesions(data: _Data, results: DataFrame) -> Figure | None:
+    del data
+    rows = results[~results["term"].isin(["wmf", "gmf"]) & results["ci_low"].notna()]  # a fraction has another scale
+    if rows.empty:
+        return None
+    return figures.forest(rows, label="term", xlabel="difference (mmol/L), 95 % interval")
+
+
+def _regions(data: _Data, results: DataFrame) -> Figure | None:
+    if results.empty:
+        return None
+    if "points" in data:  # those of a stroke cohort
+        return _forest("change (%), 95 % interval", "subset", "outcome", "term")(data, results)
+    rows = results[(results["term"] == results["term"].iloc[0]) & (results["model"] == results["model"].iloc[0])]
+    rows = rows.reindex(rows["p"].sort_values(kind="stable").index).head(40)
+    return figures.forest(
+        rows, label="outcome", xlabel=f"{rows['term'].iloc[0]} (mmol/L), 95 % interval; {rows['model'].iloc[0]}"
+    )
+
+
+def _adjustment(data: _Data, results: DataFrame) -> Figure | None:
+    del results
+    changes = data.get("changes")
+    if changes is None or changes.empty:
+        return None
+    words = changes["added"].str.replace("sexn", "sex").str.replace("_", " ")
+    return figures.strips(
+        changes.assign(added=words),
+        x="change_percent",
+        by="added",
+        xlabel="change of a retained coefficient (%)",
+        band=10.0,
+    )
+
+
+_TISSUES = {
+    "tsc_cgm": "CGM",
+    "tsc_dgm": "DGM",
+    "tsc_gm": "GM",
+    "tsc_nawm": "NAWM",
+    "tsc_wm": "WM",
+    "tsc_t2lesion": "T2 lesions",
+    "tsc_t1iso": "T1-isointense",
+    "tsc_t1hypo": "T1-hypointense",
+}
 _Draw: TypeAlias = Callable[[_Data, "DataFrame"], "Figure | None"]
 _SODIUM_CURVE = (
     "Change of the sodium signal in the cytotoxic region, scans of one participant joined, with the fitted sigmoid and "
@@ -304,6 +391,7 @@ _FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
     "correlations": (
         ("rho", "Rank correlations, 95 % intervals.", _forest("Spearman's rho", "subset", "outcome", "term")),
     ),
+    "prognosis": (("auc", "Areas under the curve of left-out patients, 95 % intervals.", _areas),),
     "participants": (
         ("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),
     ),
@@ -315,11 +403,22 @@ _FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
             ("nawm", "white matter (mmol/L"),
         )
     ),
+    "change": (
+        ("visits", "Concentrations over time, sessions of one person joined; thick lines join the means.", _visits),
+    ),
+    "regions": (("differences", "Regions with the smallest p values.", _regions),),
+    "adjustment": (
+        (
+            "changes",
+            "How far age, sex and disease duration move the retained coefficients; the band is ±10 %.",
+            _adjustment,
+        ),
+    ),
     "lesions": (
         (
             "differences",
             "Lesions against normal-appearing white matter.",
-            _forest("mmol/L", "subset", "outcome", "term"),
+            _lesions,
         ),
     ),
     "regressions": (

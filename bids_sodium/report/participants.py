@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_sodium.bidsio.files import read_json, read_table, read_volume, write_text
+from bids_sodium.bidsio.files import read_json, read_table, read_transform, read_volume, write_text
 from bids_sodium.bidsio.templates import load_head_template
 from bids_sodium.core.data import Volume
 from bids_sodium.report import figures, html
+from bids_sodium.spatial.resampling import resample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,13 @@ class _Session:
 
 
 def participant_page(
-    output: Path, participant: str, *, failures: Sequence[Failure] = (), methods: str = "", settings: str = ""
+    output: Path,
+    participant: str,
+    *,
+    raw: Path | None = None,
+    failures: Sequence[Failure] = (),
+    methods: str = "",
+    settings: str = "",
 ) -> Path:
     """Write ``sub-X.html`` and its figures.
 
@@ -84,6 +91,8 @@ def participant_page(
         Output dataset.
     participant : str
         With its ``sub-``.
+    raw : Path, optional
+        Input dataset, for the T2-weighted image beside the maps.
     failures : sequence of Failure
         Steps that failed in this run; the page is written all the same.
     methods : str
@@ -102,7 +111,7 @@ def participant_page(
         sections.append(html.section("failures", "Failures", html.box("Not finished in this run", lines, bad=True)))
     sessions = sorted(_sessions(output, participant), key=_hours)
     for session in sessions:
-        sections += _session_sections(session, many=len(sessions) > 1)
+        sections += _session_sections(session, raw, many=len(sessions) > 1)
     if methods:
         sections.append(html.section("methods", "Methods", f"<pre>{html.escape(methods)}</pre>"))
     if settings:
@@ -126,11 +135,12 @@ def _hours(session: _Session) -> float:
     return float(found.iloc[0]) if len(found) else 0.0
 
 
-def _session_sections(session: _Session, *, many: bool) -> Iterator[tuple[str, str, str]]:
+def _session_sections(session: _Session, raw: Path | None, *, many: bool) -> Iterator[tuple[str, str, str]]:
     mark = f"{session.title}: " if many else ""
     key = session.title.replace(" ", "-")
     for name, title, build in (
         ("summary", "Summary", _summary),
+        ("overview", "Sodium and anatomy", lambda of: _overview(of, raw)),
         ("reconstruction", "Reconstruction", _reconstruction),
         ("calibration", "Calibration", _calibration),
         ("alignment", "Alignment", _alignment),
@@ -156,9 +166,10 @@ def _summary(session: _Session) -> str:
         parts.append(
             session.show(
                 "desc-tissue_tsc",
-                "Total sodium concentration of each tissue with its 95 % interval (noise, fit and calibration), by "
-                "method of partial-volume correction: raw, none; csf, CSF partition; gtm, geometric transfer matrix; "
-                "glm, least squares with the scan's own acquisition as the model.",
+                "Total sodium concentration of each tissue with its 95 % interval (noise, fit, registration, "
+                "segmentation and calibration), by method of partial-volume correction: raw, none; csf, CSF partition; "
+                "gtm, geometric transfer matrix; glm, least squares with the scan's own acquisition as the model; "
+                "local, the same in a neighbourhood of every voxel, the one to quote; kspace, fits to the raw samples.",
                 lambda: figures.tissue_dots(table),
                 kind="svg",
             )
@@ -170,10 +181,57 @@ def _summary(session: _Session) -> str:
         wide.insert(0, "volume (mL)", volume.reindex(wide.index))
         parts.append(html.table(wide.reset_index()))
         parts.append(
-            "<p>Concentrations in mmol/L ± standard error of noise, fit and calibration; errors of registration and "
-            "segmentation are not in it.</p>"
+            "<p>Concentrations in mmol/L ± standard error of noise, fit, registration, segmentation and calibration; "
+            "the table's sidecar holds each part.</p>"
         )
     return "".join(parts)
+
+
+_T2 = ("PDT2head", "T2w", "FLAIR", "PDT2body")
+"""Frames of T2-weighted images, the one to show first."""
+
+
+def _overview(session: _Session, raw: Path | None) -> str:
+    """Figure 1 of the MS paper: raw sodium image, concentration, T2- and T1-weighted image on the same sections."""
+    here = "from-23Na_to-T1w_mode-image_xfm.txt"
+    anatomy = _anatomy_files(session)
+    if anatomy is None or not session.has("acq-23Na_desc-recon_PDw.nii.gz", "acq-23Na_space-T1w_TSCmap.nii.gz", here):
+        return ""
+    where, labels = anatomy
+    t1w = where.volume("desc-preproc_T1w.nii.gz")
+    sodium = session.volume("acq-23Na_desc-recon_PDw.nii.gz")
+    t1w_from_na = read_transform(session.file(here), "T1w", "23Na")
+    rows = [
+        ("sodium (a.u.)", resample(sodium, t1w.grid, t1w_from_na.inverse())),
+        ("TSC (mmol/L)", session.volume("acq-23Na_space-T1w_TSCmap.nii.gz", "mmol/L")),
+        *_t2_rows(session, raw, t1w),
+        ("T1w (a.u.)", t1w),
+    ]
+    return session.show(
+        "desc-overview_TSCmap",
+        "Raw sodium image, total sodium concentration and 1H images on the same sections, one interpolation each.",
+        lambda: figures.montage(rows, focus=labels.get("NAWM"), n_sections=5),
+    )
+
+
+def _t2_rows(session: _Session, raw: Path | None, t1w: Volume) -> list[tuple[str, Volume]]:
+    """Return the T2-weighted image of the session on the T1w grid; its transform's sidecar names the file."""
+    for frame in _T2:
+        place = session.file(f"from-{frame}_to-T1w_mode-image_xfm.txt")
+        sidecar = place.with_suffix(".json")
+        if raw is None or not place.is_file() or not sidecar.is_file():
+            continue
+        sources = [str(source) for source in read_json(sidecar).get("Sources", ())]
+        image = raw / sources[0].removeprefix("bids:raw:") if sources else raw
+        if not sources or not sources[0].startswith("bids:raw:") or not image.is_file():
+            continue
+        found = read_volume(image)
+        data = np.asarray(found.data)
+        # of a PD/T2 pair the T2-weighted image is the last
+        one = found if data.ndim == 3 else found.with_data(data.reshape(*data.shape[:3], -1)[..., -1])
+        moved = resample(one, t1w.grid, read_transform(place, "T1w", frame).inverse())
+        return [("T2w (a.u.)" if frame != "FLAIR" else "FLAIR (a.u.)", moved)]
+    return []
 
 
 def _reconstruction(session: _Session) -> str:
@@ -241,10 +299,11 @@ def _calibration(session: _Session) -> str:
             )
         )
     tsc = session.volume("acq-23Na_TSCmap.nii.gz", "mmol/L")
+    source = str(found.get("Source", "vials"))
     parts.append(
         session.show(
             "TSCmap",
-            "Total sodium concentration.",
+            "Total sodium concentration" + ("." if source == "vials" else f", {source}."),
             lambda: figures.montage(
                 [("TSC", tsc)], limits=(0.0, _BRAIN_LIMIT_MMOL_L), colours="viridis", unit="mmol/L"
             ),
@@ -441,7 +500,8 @@ def _regions(session: _Session) -> str:
                     ),
                 )
             )
-    shown_columns = ["roi", "contrast", "ipsi", "contra", "percent_change", "volume_ml", "kept", "reason"]
+    shown_columns = ["roi", "contrast", "method", "ipsi", "contra", "percent_change", "percent_se", "volume_ml"]
+    shown_columns += ["kept", "reason"]
     parts.append(html.table(table, columns=shown_columns))
     return "".join(parts)
 

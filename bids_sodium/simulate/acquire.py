@@ -408,6 +408,14 @@ _INTENSITY: dict[str, dict[str, float]] = {
         "CGM": 620.0, "DGM": 560.0, "NAWM": 460.0, "CSF": 1000.0, "T1iso": 800.0, "T1hypo": 860.0, "ionic": 640.0,
         "cytotoxic": 600.0, "necrosis": 850.0, "soft": 300.0, "vitreous": 950.0,
     },
+    "INV1": {
+        "CGM": -40.0, "DGM": 60.0, "NAWM": 230.0, "CSF": -620.0, "T1iso": 130.0, "T1hypo": -160.0, "ionic": 20.0,
+        "cytotoxic": 40.0, "necrosis": -350.0, "soft": 100.0, "vitreous": -600.0,
+    },
+    "INV2": {
+        "CGM": 640.0, "DGM": 640.0, "NAWM": 620.0, "CSF": 560.0, "T1iso": 630.0, "T1hypo": 640.0, "ionic": 640.0,
+        "cytotoxic": 640.0, "necrosis": 620.0, "soft": 400.0, "vitreous": 560.0,
+    },
     "b0": {
         "CGM": 620.0, "DGM": 560.0, "NAWM": 470.0, "CSF": 1500.0, "T1iso": 700.0, "T1hypo": 750.0, "ionic": 620.0,
         "cytotoxic": 600.0, "necrosis": 900.0, "soft": 120.0, "vitreous": 1400.0,
@@ -420,23 +428,39 @@ _ADC_MM2_S: dict[str, float] = {
 }  # fmt: skip
 
 
+_BACKGROUND = 50.0**2
+"""Square of the signal below which a ratio of images is taken for background."""
+
+
 def contrast(head: Head, name: str) -> _Array:
     """Return the noise-free 1H image of a head on its own lattice: fractions times class intensities.
+
+    ``UNIT1`` is the T1-weighted image of two inversion times (MP2RAGE), a ratio in which tissues do not mix linearly:
+    ``(S1 S2 - b) / (S1^2 + S2^2 + 2 b) + 0.5`` with ``b`` against the noise of the background.
 
     Parameters
     ----------
     head : Head
         The person.
-    name : {"T1w", "FLAIR", "PD", "T2", "b0"}
+    name : {"T1w", "UNIT1", "FLAIR", "PD", "T2", "INV1", "INV2", "b0"}
         Contrast.
+
+    References
+    ----------
+    Marques et al. 2010, NeuroImage, doi:10.1016/j.neuroimage.2009.10.002; O'Brien et al. 2014, PLoS ONE,
+    doi:10.1371/journal.pone.0099676.
 
     Raises
     ------
     DataError
         If the contrast is unknown.
     """
+    if name == "UNIT1":
+        first, second = contrast(head, "INV1"), contrast(head, "INV2")
+        ratio = (first * second - _BACKGROUND) / (first**2 + second**2 + 2.0 * _BACKGROUND)
+        return np.asarray(1000.0 * (ratio + 0.5), dtype=np.float32)
     if name not in _INTENSITY:
-        raise DataError(f"unknown contrast '{name}'", hint=f"choose one of {', '.join(_INTENSITY)}")
+        raise DataError(f"unknown contrast '{name}'", hint=f"choose one of UNIT1, {', '.join(_INTENSITY)}")
     out = np.zeros(head.grid.shape, dtype=np.float32)
     for tissue, volume in head.fractions.items():
         out += np.float32(_INTENSITY[name].get(tissue, 0.0)) * np.asarray(volume.data, dtype=np.float32)

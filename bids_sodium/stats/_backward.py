@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -329,15 +329,32 @@ def selection_frequency(
     require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}")
     k = len(names)
     count, fitted = np.zeros(k), 0
-    for _ in range(n_resamples):
-        drawn = values[rng.integers(0, n, n)]
-        retained = _retained(drawn[:, 0], drawn[:, 1 : k + 1], drawn[:, k + 1 :], p_remove, p_enter)
+    for products in _resampled_products(values[:, [*range(1, values.shape[1]), 0]], n_resamples, rng):
+        retained = _retained(products, n, k, p_remove, p_enter)
         if retained is not None:
             count[retained] += 1
             fitted += 1
     if not fitted:
         raise EstimationError(f"none of {n_resamples} resamples of {n} rows can be fitted")
     return {name: float(c / fitted) for name, c in zip(names, count, strict=True)}
+
+
+def _resampled_products(values: Float, n_resamples: int, rng: np.random.Generator) -> Iterator[Float]:
+    """Yield the cross-products of the constant and all columns in each resample of the rows.
+
+    Every model of an elimination follows from them; columns are centred and scaled first, so that they keep the digits.
+    """
+    n = values.shape[0]
+    spread = values.std(axis=0)
+    scaled = np.column_stack([np.ones(n), (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)])
+    upper = np.triu_indices(scaled.shape[1])
+    pairs = scaled[:, upper[0]] * scaled[:, upper[1]]
+    for _ in range(n_resamples):
+        weight = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+        products = np.empty((scaled.shape[1], scaled.shape[1]))
+        products[upper] = weight @ pairs
+        products.T[upper] = products[upper]
+        yield products
 
 
 def _columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Float]:
@@ -354,19 +371,21 @@ def _term(model: _Fitted, name: str) -> TermTest:
     return TermTest(name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df))
 
 
-def _retained(y: Float, candidates: Float, forced: Float, p_remove: float, p_enter: float) -> list[int] | None:
-    """Eliminate without keeping the path; None where a model is singular."""
-    n = y.size
-    ones = np.ones((n, 1))
+def _retained(products: Float, n: int, k: int, p_remove: float, p_enter: float) -> list[int] | None:
+    """Eliminate without keeping the path; None where a model is singular.
+
+    The columns of the products are the constant, k candidates, the forced terms and the outcome.
+    """
+    forced = list(range(k + 1, products.shape[0] - 1))
     inside = []
-    for j in range(candidates.shape[1]):
-        p = _p_values(np.column_stack([ones, candidates[:, j]]), y)
+    for j in range(k):
+        p = _p_values(products, [0, j + 1], n)
         if p is None:
             return None
         if p[1] < p_enter:
             inside.append(j)
     while inside:
-        p = _p_values(np.column_stack([ones, candidates[:, inside], forced]), y)
+        p = _p_values(products, [0, *(j + 1 for j in inside), *forced], n)
         if p is None:
             return None
         tested = p[1 : len(inside) + 1]
@@ -377,20 +396,25 @@ def _retained(y: Float, candidates: Float, forced: Float, p_remove: float, p_ent
     return inside
 
 
-def _p_values(X: Float, y: Float) -> Float | None:
+def _p_values(products: Float, columns: list[int], n: int) -> Float | None:
     from scipy.special import stdtr
 
-    n, p = X.shape
-    scale = np.linalg.norm(X, axis=0)
+    A, b = products[np.ix_(columns, columns)], products[columns, -1]
+    scale = np.sqrt(np.diag(A))
     if not scale.all():
         return None
-    left, singular, right = np.linalg.svd(X / scale, full_matrices=False)
-    if singular[-1] < 1e-10 * singular[0]:
+    try:
+        factor = np.linalg.cholesky(A / np.outer(scale, scale))
+    except np.linalg.LinAlgError:
         return None
-    inside = left.T @ y
-    rss = float(y @ y - inside @ inside)
-    if rss <= 0:
+    if np.diag(factor).min() < 1e-5:  # a column is all but a combination of the others
         return None
-    weight = right.T / singular
-    t = (weight @ inside) / (np.sqrt(rss / (n - p)) * np.linalg.norm(weight, axis=1))
-    return np.asarray(2 * stdtr(n - p, -np.abs(t)))
+    inverse = np.linalg.solve(factor, np.eye(len(columns)))
+    inverse = (inverse.T @ inverse) / np.outer(scale, scale)
+    beta = inverse @ b
+    rss = float(products[-1, -1] - b @ beta)
+    if rss <= 1e-12 * products[-1, -1]:
+        return None
+    df = n - len(columns)
+    t = beta / np.sqrt(rss / df * np.diag(inverse))
+    return np.asarray(2 * stdtr(df, -np.abs(t)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ __all__ = ["Bca", "bca"]
 Float = NDArray[np.float64]
 _CHUNK = 4_000_000
 """Entries of the table of counts held at once, 32 MB."""
+_LONG = 1000
+"""Rows above which resamples are counted one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,8 +144,7 @@ def bca(
     back = np.asarray(np.linalg.solve(basis.R, np.eye(p)), dtype=np.float64)
     a = _acceleration(Q, residuals, back, n)
 
-    drawn = _drawn(indices, n, n_resamples, rng)
-    deviations = _replicates(drawn, Q, residuals)
+    deviations = np.concatenate([_replicates(drawn, Q, residuals) for drawn in _drawn(indices, n, n_resamples, rng)])
     good = ~np.isnan(deviations[:, 0])
     failed = int((~good).sum())
     if failed > 0.01 * good.size:
@@ -192,20 +193,25 @@ def bca(
     )
 
 
-def _drawn(indices: ArrayLike | None, n: int, n_resamples: int, rng: np.random.Generator | None) -> NDArray[np.intp]:
+def _drawn(
+    indices: ArrayLike | None, n: int, n_resamples: int, rng: np.random.Generator | None
+) -> Iterator[NDArray[np.intp]]:
+    """Yield the rows of the resamples, some resamples at a time."""
     if indices is not None:
         drawn = np.asarray(indices)
         if drawn.ndim != 2 or drawn.shape[1] != n or drawn.dtype.kind not in "iu":
             raise DataError(f"the indices have shape {drawn.shape} and type {drawn.dtype}, expected whole (R, {n})")
         if drawn.size and (drawn.min() < 0 or drawn.max() >= n):
             raise DataError(f"the indices run from {drawn.min()} to {drawn.max()}, expected 0 to {n - 1}")
-        drawn = drawn.astype(np.intp, copy=False)
-    elif rng is None:
+        require_rows(drawn.shape[0], 20, "a bootstrap interval (as resamples)")
+        yield drawn.astype(np.intp, copy=False)
+        return
+    if rng is None:
         raise DataError("a bootstrap needs a random generator", hint="pass rng=numpy.random.default_rng(seed)")
-    else:
-        drawn = rng.integers(0, n, (n_resamples, n), dtype=np.intp)
-    require_rows(drawn.shape[0], 20, "a bootstrap interval (as resamples)")
-    return drawn
+    require_rows(n_resamples, 20, "a bootstrap interval (as resamples)")
+    step = max(1, _CHUNK // n)
+    for first in range(0, n_resamples, step):
+        yield rng.integers(0, n, (min(step, n_resamples - first), n), dtype=np.intp)
 
 
 def _replicates(drawn: NDArray[np.intp], Q: Float, residuals: Float) -> Float:
@@ -218,9 +224,7 @@ def _replicates(drawn: NDArray[np.intp], Q: Float, residuals: Float) -> Float:
     for first in range(0, drawn.shape[0], step):
         part = drawn[first : first + step]
         m = part.shape[0]
-        offset = part + n * np.arange(m)[:, None]
-        counts = np.bincount(offset.ravel(), minlength=m * n).reshape(m, n)
-        sums = counts.astype(np.float64) @ products
+        sums = _counts(part, n) @ products
         cross = np.empty((m, p, p))
         cross[:, upper[0], upper[1]] = cross[:, upper[1], upper[0]] = sums[:, : upper[0].size]
         right = sums[:, upper[0].size :]
@@ -231,6 +235,18 @@ def _replicates(drawn: NDArray[np.intp], Q: Float, residuals: Float) -> Float:
         solved[singular] = np.nan
         result[first : first + step] = solved
     return result
+
+
+def _counts(drawn: NDArray[np.intp], n: int) -> Float:
+    """Return how often each resample holds each row."""
+    m = drawn.shape[0]
+    if n <= _LONG:
+        offset = drawn + n * np.arange(m)[:, None]
+        return np.bincount(offset.ravel(), minlength=m * n).reshape(m, n).astype(np.float64)
+    counts = np.empty((m, n))
+    for i, rows in enumerate(drawn):  # one resample at a time stays within the cache
+        counts[i] = np.bincount(rows, minlength=n)
+    return counts
 
 
 def _acceleration(Q: Float, residuals: Float, back: Float, n: int) -> Float:

@@ -15,6 +15,8 @@ from bids_sodium.stats._rows import as_column, complete, labels_of, require_rows
 __all__ = ["LocalLinear", "local_linear"]
 
 Float = NDArray[np.float64]
+_MOST = 300
+"""Observations that a bandwidth is judged by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,8 +150,9 @@ def local_linear(
     n_near = ((near @ member.T) > 0).sum(axis=1).astype(np.intp)
     low = high = se = np.full(at.size, np.nan)
     if rng is not None:
-        drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples).astype(np.float64)
-        courses = _smooth(a, b, at, h, drawn[:, codes])
+        who = rng.integers(0, n_groups, size=(n_resamples, n_groups)) + n_groups * np.arange(n_resamples)[:, None]
+        drawn = np.bincount(who.ravel(), minlength=n_resamples * n_groups).reshape(n_resamples, -1).astype(np.float64)
+        courses = _smooth(a, b, at, h, drawn, codes)
         courses[:, ~inside] = np.nan
         enough = np.isfinite(courses).sum(axis=0) > 0.9 * n_resamples
         tail = (1 - confidence) / 2
@@ -188,14 +191,22 @@ def _bandwidths(x: Float, codes: NDArray[np.intp], least_subjects: int) -> Float
     return np.geomspace(min(max(least, 0.01 * spread), 0.5 * spread), spread, 30)
 
 
-def _smooth(x: Float, y: Float, at: Float, h: float, weight: Float) -> Float:
-    """Return the courses under each row of observation weights, shape (resamples, grid); NaN where undetermined."""
+def _smooth(x: Float, y: Float, at: Float, h: float, weight: Float, codes: NDArray[np.intp] | None = None) -> Float:
+    """Return the courses under each row of weights, of observations or of the subjects that ``codes`` names.
+
+    Shape (resamples, grid); NaN where undetermined.
+    """
     u = (x - at[:, None]) / h
     log_kernel = -(u**2) / 2
     kernel = np.exp(log_kernel - log_kernel.max(axis=1, keepdims=True)).T
     d = u.T
-    s0, s1, s2 = weight @ kernel, weight @ (kernel * d), weight @ (kernel * d**2)
-    t0, t1 = (weight * y) @ kernel, (weight * y) @ (kernel * d)
+    own = y[:, None] * kernel
+    parts = [kernel, kernel * d, kernel * d**2, own, own * d]
+    if codes is not None:
+        order = np.argsort(codes, kind="stable")
+        first = np.searchsorted(codes[order], np.arange(int(codes.max()) + 1))
+        parts = [np.add.reduceat(part[order], first, axis=0) for part in parts]
+    s0, s1, s2, t0, t1 = (weight @ part for part in parts)
     determinant = s0 * s2 - s1**2
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (s2 * t0 - s1 * t1) / determinant
@@ -203,12 +214,17 @@ def _smooth(x: Float, y: Float, at: Float, h: float, weight: Float) -> Float:
 
 
 def _left_out_error(x: Float, y: Float, codes: NDArray[np.intp], h: float) -> float:
-    """Return the root mean square error of each observation predicted without its subject; NaN where one cannot be."""
-    u = (x - x[:, None]) / h
-    kernel = np.exp(-(u**2) / 2) * (codes[:, None] != codes)
+    """Return the root mean square error of observations predicted without their subject; NaN where one cannot be.
+
+    Of many observations as many as `_MOST` are predicted, evenly over their times; each from all others.
+    """
+    left = np.argsort(x, kind="stable")
+    left = left[np.unique(np.linspace(0, x.size - 1, min(x.size, _MOST)).round().astype(np.intp))]
+    u = (x - x[left, None]) / h
+    kernel = np.exp(-(u**2) / 2) * (codes[left, None] != codes)
     s0, s1, s2 = kernel.sum(axis=1), (kernel * u).sum(axis=1), (kernel * u**2).sum(axis=1)
     t0, t1 = kernel @ y, (kernel * u) @ y
     determinant = s0 * s2 - s1**2
     if (determinant <= 1e-9 * np.maximum(s0 * s2, 1e-300)).any():
         return np.nan
-    return float(np.sqrt(np.mean((y - (s2 * t0 - s1 * t1) / determinant) ** 2)))
+    return float(np.sqrt(np.mean((y[left] - (s2 * t0 - s1 * t1) / determinant) ** 2)))

@@ -32,6 +32,7 @@ def minimum(
     smooth: bool,
     tolerance: float = 1e-6,
     max_iterations: int = 1000,
+    step: float | None = None,
 ) -> Minimum:
     """Descend from a start: by the Nelder-Mead simplex, or by BFGS where the function is smooth and the start near.
 
@@ -47,6 +48,8 @@ def minimum(
         Derivative (BFGS), or size of the simplex in parameters and a thousandth of it in value, at which to end.
     max_iterations : int, optional
         Limit on iterations.
+    step : float, optional
+        Step of central differences (BFGS), for functions whose own rounding spoils the usual forward ones.
 
     Returns
     -------
@@ -57,7 +60,10 @@ def minimum(
 
     first = np.asarray(start, dtype=np.float64).ravel()
     if smooth:
-        found = minimize(function, first, method="BFGS", options={"gtol": tolerance, "maxiter": max_iterations})
+        slopes = None if step is None else _central(function, step * np.eye(first.size))
+        found = minimize(
+            function, first, method="BFGS", jac=slopes, options={"gtol": tolerance, "maxiter": max_iterations}
+        )
         return Minimum(x=np.asarray(found.x), value=float(found.fun), slope=float(np.abs(found.jac).max()))
     found = minimize(
         function,
@@ -66,3 +72,9 @@ def minimum(
         options={"xatol": tolerance, "fatol": 1e-3 * tolerance, "maxiter": max_iterations},
     )
     return Minimum(x=np.asarray(found.x), value=float(found.fun), slope=np.nan)
+
+
+def _central(function: Callable[[Float], float], steps: Float) -> Callable[[Float], Float]:
+    """Return the derivatives of a function by central differences, one step a row."""
+    size = 2.0 * float(np.abs(steps).max())
+    return lambda x: np.array([(function(x + d) - function(x - d)) / size for d in steps])

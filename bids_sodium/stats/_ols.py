@@ -17,6 +17,7 @@ from bids_sodium.stats._rows import as_column, as_matrix, complete, is_constant,
 __all__ = ["Coefficient", "Diagnostics", "LinearTest", "Ols", "ols"]
 
 Float = NDArray[np.float64]
+_SHAPIRO_ROWS = 5000
 _ALONE = 1e-10
 """A row whose leverage falls short of one by less determines a coefficient alone."""
 
@@ -80,7 +81,7 @@ class Diagnostics:
     dffits: Float
     """DFFITS of each row."""
     shapiro_w: float
-    """Shapiro-Wilk W of the residuals."""
+    """Shapiro-Wilk W of the residuals; NaN above 5000 rows, for which it is not made."""
     shapiro_p: float
     """Its p value."""
     koenker: float
@@ -239,8 +240,11 @@ class Ols:
                 f"{int(alone.sum())} of {n} rows have leverage one and {self.df} degrees of freedom "
                 "are left, so residuals cannot be studentised"
             )
-        with np.errstate(divide="ignore"):  # where the other rows fit perfectly it is infinite
-            studentised = influence.resid_studentized_external
+        inner = influence.resid_studentized_internal
+        # the closed form of statsmodels' leave-one-out fits, of which a cohort of thousands needs thousands a model
+        left = np.maximum(self.df - inner**2, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # where the other rows fit perfectly it is infinite
+            studentised = np.where(left > 0, inner * np.sqrt((self.df - 1) / left), np.sign(inner) * np.inf)
         varying = np.array([not is_constant(column) for column in self.X.T])
         slopes = np.column_stack([np.ones(n), self.X[:, varying]])
         koenker = koenker_p = np.nan
@@ -248,15 +252,16 @@ class Ols:
             koenker, koenker_p, *_ = het_breuschpagan(self.residuals, slopes)
         inflation = np.full(self.X.shape[1], np.nan)
         inflation[varying] = _inflation(slopes)
-        normal = shapiro(self.residuals)
+        # the p value of Shapiro and Wilk is made for 5000 rows at most
+        normal = shapiro(self.residuals) if n <= _SHAPIRO_ROWS else None
         return Diagnostics(
             vif=inflation,
             leverage=leverage,
             cook=influence.cooks_distance[0],
             studentised=studentised,
-            dffits=influence.dffits[0],
-            shapiro_w=float(normal.statistic),
-            shapiro_p=float(normal.pvalue),
+            dffits=studentised * np.sqrt(leverage / (1 - leverage)),
+            shapiro_w=np.nan if normal is None else float(normal.statistic),
+            shapiro_p=np.nan if normal is None else float(normal.pvalue),
             koenker=float(koenker),
             koenker_p=float(koenker_p),
             outlier_p=float(min(1.0, n * 2 * student.sf(np.abs(studentised).max(), self.df - 1))),

@@ -20,6 +20,8 @@ from bids_sodium.stats._rows import as_column, as_matrix, complete, require_rows
 __all__ = ["ProportionalOdds", "proportional_odds"]
 
 Float = NDArray[np.float64]
+_ENDLESS = 5.0
+"""Log odds for one standard deviation, 150 to 1, beyond which an error that is larger still tells of separation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,6 +118,14 @@ def proportional_odds(
         raise EstimationError(
             f"the log odds of {n} rows do not settle (largest {np.abs(beta).max():.3g} per standard deviation)",
             hint="a term may separate the levels completely",
+        )
+    spread_of = np.sqrt(np.abs(np.diag(covariance)[:p]))
+    # a coefficient that grows without end stops where the likelihood is flat: large, and larger still its error
+    endless = [name for name, b, s in zip(terms, beta, spread_of, strict=True) if abs(b) > _ENDLESS and s > abs(b)]
+    if endless:
+        raise EstimationError(
+            f"the log odds of {', '.join(endless)} grow without end in {n} rows: it separates the levels",
+            hint="leave it out, or join levels",
         )
     lost = np.array([2 * (loglik - _fit(np.delete(Z, j, axis=1), code, levels.size)[3]) for j in range(p)])
     estimate = beta / spread

@@ -196,29 +196,72 @@ class SigmoidFit:
         factor = float(student.ppf(0.5 + level / 2, self.n_groups - 1 if robust else self.df))
         return curve_value(times, value, se, factor)
 
-    def profile_value(self, t_h: float) -> ProfileInterval:
-        """Return the profile interval of the curve at one time, in h.
+    def profile_value(self, t_h: float, *, cluster: bool = False) -> ProfileInterval:
+        """Return the profile interval of the curve at one time.
+
+        All curves through a value at that time are tried, so that the interval holds where the asymptote is not
+        determined and the delta method does not. With ``cluster`` the threshold has the quantile of G - 1 degrees of
+        freedom and grows with the ratio of the cluster-robust variance to the plain one, where that is above one.
+
+        Parameters
+        ----------
+        t_h : float
+            Time from onset, in h.
+        cluster : bool, optional
+            Whether to widen the interval for groups.
+
+        Returns
+        -------
+        ProfileInterval
+            Limits, in %.
 
         Raises
         ------
         EstimationError
-            If the fit sits at a limit of the sigmoid.
+            If groups are asked for and none were given.
         """
-        if not self.converged:
-            raise EstimationError(f"no sigmoid is determined, so f({t_h:g} h) has no profile (limit: {self.limit})")
-        surface = _Surface(np.log(self.t_h), self.percent)
-        at = float(self.value_at(t_h, cluster=False).value)
-        se = float(self.value_at(t_h, cluster=False).se)
-        threshold = self.rss * (1 + self.power_critical / self.df)
-        x0 = float(np.log(t_h))
+        rss, critical = self._profile_at(t_h, cluster=cluster)
+        plain = self.value_at(t_h, cluster=False)
         return _trace(
-            lambda f: surface.given_value(f, x0),
-            at,
-            se,
-            threshold=threshold,
+            rss,
+            float(plain.value),
+            np.sqrt(critical) * float(plain.se),
+            threshold=self.rss * (1 + critical / self.df),
             edges=_ANYWHERE,
             rss_at_edges=(np.inf, np.inf),
         )
+
+    def allows(self, t_h: float, value: float, *, cluster: bool = False) -> bool:
+        """Tell whether a value at a time lies in the profile interval, without tracing it.
+
+        Parameters
+        ----------
+        t_h : float
+            Time from onset, in h.
+        value : float
+            Value, in %.
+        cluster : bool, optional
+            As for `profile_value`.
+
+        Raises
+        ------
+        EstimationError
+            As for `profile_value`.
+        """
+        rss, critical = self._profile_at(t_h, cluster=cluster)
+        return bool(rss(value) <= self.rss * (1 + critical / self.df))
+
+    def _profile_at(self, t_h: float, *, cluster: bool) -> tuple[Callable[[float], float], float]:
+        """Return the sum of squares of the best curve through a value at one time, and the critical ratio to s²."""
+        from scipy.stats import t as student
+
+        critical = self.power_critical
+        if cluster:
+            plain, robust = (float(self.value_at(t_h, cluster=wide).se) for wide in (False, True))
+            critical = float(student.ppf(0.5 + self.confidence / 2, self.n_groups - 1)) ** 2
+            critical *= max(1.0, (robust / plain) ** 2) if plain > 0 else 1.0
+        surface, x0 = _Surface(np.log(self.t_h), self.percent), float(np.log(t_h))
+        return lambda value: surface.given_value(value, x0), critical
 
     def _curve_and_gradient(self, t_h: Float) -> tuple[Float, Float]:
         from scipy.special import expit

@@ -1,9 +1,9 @@
 """Comparisons and correlations: paired, ranked, repeated and mixed, each with its exact or small-sample inference.
 
-Two measures, one value a subject: `spearman`, `agreement`, `paired`, `signed_rank`. Several values a subject:
-`rmcorr`, `repeated_anova` (complete tables) and `mixed` (any table). Groups: `rank_sum`, `kruskal_wallis`,
-`one_way`, `fisher_exact`. Many tests at once: `adjust`. A trial to come: `trial_size`. Incomplete rows are left out,
-and every result counts them.
+Two measures, one value a subject: `spearman`, `agreement`, `paired`, `signed_rank`. Raters: `intraclass`,
+`bland_altman`. Several values a subject: `rmcorr`, `repeated_anova` (complete tables) and `mixed` (any table). Groups:
+`rank_sum`, `kruskal_wallis`, `one_way`, `fisher_exact`. Many tests at once: `adjust`. A trial to come: `trial_size`.
+Incomplete rows are left out, and every result counts them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bids_sodium.stats._ranks import (
     signed_rank,
     spearman,
 )
+from bids_sodium.stats._raters import BlandAltman, Intraclass, bland_altman, intraclass
 from bids_sodium.stats._repeated import (
     Anova,
     AnovaEffect,
@@ -37,8 +38,10 @@ __all__ = [
     "Agreement",
     "Anova",
     "AnovaEffect",
+    "BlandAltman",
     "FTest",
     "FisherExact",
+    "Intraclass",
     "KruskalWallis",
     "Mixed",
     "MixedContrast",
@@ -51,7 +54,9 @@ __all__ = [
     "TrialSize",
     "adjust",
     "agreement",
+    "bland_altman",
     "fisher_exact",
+    "intraclass",
     "kruskal_wallis",
     "mixed",
     "one_way",

@@ -1,12 +1,13 @@
 """Image → denoised → total sodium concentration; diffusion images → ADC.
 
 Vials are read from the image before denoising; the concentration map is the denoised image, its noise floor removed,
-times the scale of the vials and the ratio of their relaxation factor to that of brain tissue.
+corrected for transmit and receive fields, times the scale of the vials and the ratio of their relaxation factor to that
+of brain tissue. Where there is no vial a fluid of the head sets the scale, and every output says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_sodium.bidsio.calibration import FACTOR_KEY
 from bids_sodium.bidsio.derivatives import Roots
 from bids_sodium.bidsio.files import read_volume, write_volume
 from bids_sodium.bidsio.kspace import read_kspace
-from bids_sodium.core.constants import AGAR, Decay, Relaxation, relaxation_of
-from bids_sodium.core.data import Volume
-from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+from bids_sodium.core.constants import Relaxation, relaxation_of
+from bids_sodium.core.data import KSpace, Volume
+from bids_sodium.core.errors import DataError
 from bids_sodium.image import diffusion
-from bids_sodium.image.calibration import (
-    CalibrationParams,
-    VialSignals,
-    candidate_vials,
-    find_vials,
-    fit_scale,
-    measure_vials,
-    modelled_signal,
-    relaxation_factor,
-    tsc,
-)
+from bids_sodium.image.calibration import CalibrationParams, ReceiveParams, Scale, fit_scale, tsc
 from bids_sodium.image.denoising import DenoisingParams, denoise
 from bids_sodium.image.magnitude import correct_noise_floor
 from bids_sodium.image.noise import LEAST_VOLUMES
-from bids_sodium.recon.columns import cylinder_column
+from bids_sodium.image.reference import ReferenceParams, reference_scale
+from bids_sodium.image.relaxation import RelaxationEffect, relaxation_effect
+from bids_sodium.image.scanners import ScannerFactor, with_scanner_factor
+from bids_sodium.image.transmit import transmit_factor
 from bids_sodium.recon.solvers import Linear, ReconstructionParams
+from bids_sodium.steps._fields import FieldFiles, ReceiveField, TransmitField, bias_of, receive_field, transmit_field
+from bids_sodium.steps._reference import FluidFiles, measured_fluid
+from bids_sodium.steps._vials import (
+    MeasuredVial,
+    measured_vials,
+    named_vials,
+    record_of,
+    through_acquisition,
+    vial_masks,
+)
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.steps.records import Record, read_record, write_record
 
@@ -44,16 +49,18 @@ __all__ = [
     "VERSION",
     "DiffusionFiles",
     "DiffusionParams",
+    "FieldFiles",
     "Files",
+    "FluidFiles",
     "Params",
-    "Phantom",
     "labels",
-    "phantoms",
     "run",
     "run_diffusion",
 ]
 
-VERSION = "1"
+VERSION = "2"
+
+_SODIUM = "23Na"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,9 @@ class Files:
 
     ``vials`` are given masks, dim to bright or named in the sidecar; ``head`` is a head mask on the sodium grid. With
     ``kspace`` and the ``real`` part, vials of known diameter are measured through the scan's own acquisition.
-    ``regularised`` is an image that needs no denoising, ``series`` all echoes in one image.
+    ``regularised`` is an image that needs no denoising, ``series`` all echoes in one image. ``fields`` are the transmit
+    and receive maps of the session, ``corrected`` the place of the real part after them. ``fluid`` says where an
+    internal reference is drawn.
     """
 
     magnitude: Path
@@ -79,6 +88,9 @@ class Files:
     roots: Roots
     regularised: Path | None = None
     series: Path | None = None
+    fields: FieldFiles = field(default_factory=FieldFiles)
+    corrected: Path | None = None
+    fluid: FluidFiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +101,10 @@ class Params:
     """Noise removal."""
     calibration: CalibrationParams = field(default_factory=CalibrationParams)
     """Vials and scale."""
+    reference: ReferenceParams = field(default_factory=ReferenceParams)
+    """Fluid of the head that stands in for vials."""
+    receive: ReceiveParams = field(default_factory=ReceiveParams)
+    """How a receive sensitivity is smoothed, or read from the image."""
     reconstruction: ReconstructionParams = field(default_factory=ReconstructionParams)
     """The reconstruction that the vials went through."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -97,11 +113,12 @@ class Params:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionFiles:
-    """A diffusion image with its b values, the ADC map in its space, and the first b0 for registration."""
+    """A diffusion image with its b values; ADC map, trace image and the first b0 (for registration) in its space."""
 
     dwi: Path
     bval: Path | None
     adc: Path
+    trace: Path
     b0: Path
     record: Path
     roots: Roots
@@ -115,130 +132,78 @@ class DiffusionParams:
     """Shells."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phantom:
-    """A calibration vial as the sidecar or the parameters state it.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scan:
+    """The image of one session as it is measured: its noise, its timing and its fields."""
 
-    Parameters
-    ----------
-    label : str
-        Name, as in ``label-<Label>_mask``.
-    mmol_l : float
-        Sodium concentration, in mmol/L.
-    relaxation : Relaxation
-        Of its gel.
-    inner_radius_mm : float or None
-        Inner radius, where it is known.
-    """
+    magnitude: Volume
+    real: Volume | None
+    sigma: float
+    has_floor: bool
+    clipped: NDArray[np.bool_] | None
+    fwhm_mm: float
+    timing: dict[str, float]
+    transmit: TransmitField | None
+    receive: ReceiveField | None
+    kspace: KSpace | None
+    operator: Linear | None
 
-    label: str
-    mmol_l: float
-    relaxation: Relaxation = AGAR
-    inner_radius_mm: float | None = None
+    def correction(self, material: Relaxation) -> NDArray[np.float64] | float:
+        """Return what the signal of a material is multiplied with for transmit and receive fields."""
+        factor: NDArray[np.float64] | float = 1.0
+        if self.transmit is not None:
+            tr_ms, flip_deg = self.timing["tr_ms"], self.timing["flip_deg"]
+            factor = transmit_factor(self.transmit.relative, t1_ms=material.t1_ms, tr_ms=tr_ms, flip_deg=flip_deg)
+        return factor if self.receive is None else factor / self.receive.sensitivity
+
+    def corrected(self, image: Volume, material: Relaxation) -> Volume:
+        """Return an image of this scan as the nominal fields would have made it."""
+        if self.transmit is None and self.receive is None:
+            return image
+        return image.with_data(np.asarray(image.data, dtype=np.float64) * self.correction(material))
+
+    def noise(self, material: Relaxation) -> NDArray[np.float64] | float:
+        """Return the noise of a voxel of such an image."""
+        return self.sigma * self.correction(material)
 
 
-def phantoms(metadata: Mapping[str, Any], params: CalibrationParams, *, where: str) -> list[Phantom]:
-    """Return every vial, dim to bright; the sidecar's ``SodiumCalibration`` goes before the parameters.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Calibrated:
+    """A scale with what it stands on."""
 
-    Raises
-    ------
-    DataError
-        If a concentration is not a positive number or its unit is not mmol/L.
-    """
-    stated = metadata.get("SodiumCalibration")
-    if stated is None:
-        return [Phantom(label=f"phantom{c:g}".replace(".", "p"), mmol_l=float(c)) for c in sorted(params.vial_mmol_l)]
-    if (
-        not isinstance(stated, Mapping)
-        or not isinstance(stated.get("Phantoms"), (list, tuple))
-        or not stated["Phantoms"]
-    ):
-        raise DataError(
-            "SodiumCalibration has no list Phantoms", where=where, hint='write {"Phantoms": [{"Concentration": 40}]}'
-        )
-    found = []
-    for entry in stated["Phantoms"]:
-        concentration = entry.get("Concentration")
-        if isinstance(concentration, bool) or not isinstance(concentration, (int, float)) or not concentration > 0:
-            raise DataError(
-                f"SodiumCalibration has the concentration {concentration!r}",
-                where=where,
-                hint="state it as a positive number in mmol/L",
-            )
-        unit = entry.get("Units", "mmol/L")
-        if unit not in {"mmol/L", "mM", "mmol/l"}:
-            raise DataError(f"SodiumCalibration is in {unit!r}", where=where, hint="convert it to mmol/L")
-        diameter = entry.get("InnerDiameter")
-        found.append(
-            Phantom(
-                label=str(entry.get("Label", f"phantom{concentration:g}".replace(".", "p"))),
-                mmol_l=float(concentration),
-                relaxation=_gel(entry),
-                inner_radius_mm=None if diameter is None else float(diameter) / 2.0,
-            )
-        )
-    return sorted(found, key=lambda vial: vial.mmol_l)
+    scale: Scale
+    material: Relaxation
+    vials: tuple[MeasuredVial, ...]
+    points: tuple[dict[str, Any], ...]
+    source: str
 
 
 def labels(metadata: Mapping[str, Any], params: CalibrationParams) -> tuple[str, ...]:
-    """Return the labels of the vials, dim to bright."""
-    return tuple(vial.label for vial in phantoms(metadata, params, where="sidecar of the sodium scan"))
-
-
-def _gel(entry: Mapping[str, Any]) -> Relaxation:
-    t1_s, t2_s = entry.get("T1"), entry.get("T2star")
-    decay = AGAR.decay
-    if isinstance(t2_s, (int, float)):
-        decay = Decay(float(t2_s) * 1e3, float(t2_s) * 1e3)
-    elif isinstance(t2_s, (list, tuple)) and len(t2_s) == 2:
-        decay = Decay(float(min(t2_s)) * 1e3, float(max(t2_s)) * 1e3)
-    t1_ms = AGAR.t1_ms if t1_s is None else float(t1_s) * 1e3
-    return Relaxation(t1_ms, decay, AGAR.source if t1_s is None and t2_s is None else "sidecar")
+    """Return the labels of the vials, dim to bright; none where a fluid of the head sets the scale."""
+    if params.source != "vials":
+        return ()
+    return tuple(vial.label for vial in named_vials(metadata, params, where="sidecar of the sodium scan"))
 
 
 def run(files: Files, params: Params) -> None:
     """Turn one session's sodium image into mmol/L."""
     record = Record()
     known = read_record(files.reconstruct_record).values
-    magnitude = read_volume(files.magnitude)
-    sigma = float(known["sigma"])
-    has_floor = not known["floor_removed"]
-    denoised, clean, how_denoised = _denoised(files, params, magnitude, sigma=sigma, has_floor=has_floor)
-    vials = phantoms(params.metadata, params.calibration, where=files.magnitude.name)
-    calibration = replace(params.calibration, vial_mmol_l=tuple(vial.mmol_l for vial in vials))
-    raised, ceiling = _raised(magnitude, known)
-    masks, how = _vial_masks(files, raised, vials, calibration, ceiling, record)
-    fwhm_mm = float(known["fwhm_mm"])
-    correlation = max(1.0, fwhm_mm**3 / float(np.prod(magnitude.grid.voxel_mm)))
-    measured = [
-        measure_vials(
-            raised,
-            [mask],
-            calibration,
-            sigma=sigma,
-            saturation=ceiling,
-            magnitude=has_floor,
-            correlation_voxels=correlation,
-            inner_radius_mm=vial.inner_radius_mm,
-            fwhm_mm=None if vial.inner_radius_mm is None else fwhm_mm,
-        )
-        for vial, mask in zip(vials, masks, strict=True)
-    ]
-    signal = np.array([float(found.signal[0]) for found in measured])
-    error = np.array([float(found.se[0]) for found in measured])
-    methods = [found.method[0] for found in measured]
-    if files.kspace is not None and files.real is not None:
-        real = read_volume(files.real)
-        for name, (modelled, se_modelled) in _modelled(files.kspace, real, vials, measured, params, known).items():
-            place = [vial.label for vial in vials].index(name)
-            signal[place], error[place], methods[place] = modelled, se_modelled, "own acquisition as the model"
-    timing = {key: float(known[key]) for key in ("te_ms", "tr_ms", "flip_deg")}
-    factors = np.array([vial.relaxation.signal_fraction(**timing) for vial in vials])
-    # Every vial's signal is brought to the relaxation of the first, so that one line fits them all.
-    common = factors / factors[0]
-    scale = fit_scale(signal / common, error / common, calibration)
-    factor = relaxation_factor(vials[0].relaxation, relaxation_of("GM"), **timing)
-    concentration, se = tsc(clean, scale, factor, sigma=sigma)
+    scan = _scan(files, params, known)
+    denoised, clean, how_denoised = _denoised(files, params, scan.magnitude, sigma=scan.sigma, has_floor=scan.has_floor)
+    head = None if files.head is None else read_volume(files.head, dtype=np.uint8).data > 0
+    grey = relaxation_of("GM")
+    if params.calibration.source == "vials":
+        scan, found = _by_vials(files, params, scan, clean, head, record)
+    else:
+        scan, found = _by_fluid(files, params, scan, clean, head)
+    factor = _scanner_factor(params.metadata)
+    scale = found.scale if factor is None else with_scanner_factor(found.scale, factor)
+    effect = relaxation_effect(found.material, grey, **scan.timing)
+    concentration, se = tsc(scan.corrected(clean, grey), scale, effect.factor, sigma=scan.noise(grey))
+    if scan.receive is not None:
+        doubt = np.asarray(concentration.data) * scan.receive.relative_se
+        se = se.with_data(np.hypot(np.asarray(se.data), doubt))
 
     # Nothing is written before all is computed, so that a failure leaves earlier outputs as they are.
     save_image(
@@ -247,65 +212,65 @@ def run(files: Files, params: Params) -> None:
         roots=files.roots,
         description=f"Sodium image after denoising ({how_denoised})",
         sources=[path for path in (files.regularised, files.series, files.magnitude) if path is not None][:1],
-        extra={"Denoising": params.denoising, "NoiseSigma": sigma},
+        extra={"Denoising": params.denoising, "NoiseSigma": scan.sigma},
     )
-    for i, (vial, path, mask) in enumerate(zip(vials, files.vial_masks, masks, strict=True)):
+    for vial, path in zip(found.vials, files.vial_masks, strict=True):
         save_image(
             path,
-            magnitude.with_data(mask, unit="1"),
+            scan.magnitude.with_data(vial.mask, unit="1"),
             roots=files.roots,
-            description=f"Calibration vial of {vial.mmol_l:g} mmol/L, {how}",
+            description=f"Calibration vial of {vial.phantom.mmol_l:g} mmol/L, {found.source}",
             sources=[files.magnitude],
             dtype=np.uint8,
             kind="mask",
         )
-        record.measure(
-            f"vial_signal_{vial.label}",
-            signal[i],
-            "a.u.",
-            se=error[i],
-            note=f"{vial.mmol_l:g} mmol/L, {int(mask.sum())} voxels in the mask, {methods[i]}, {how}",
+    fields = [part.source for part in (scan.transmit, scan.receive) if part is not None]
+    if files.corrected is not None and files.real is not None and scan.real is not None:
+        save_image(
+            files.corrected,
+            scan.corrected(scan.real, grey),
+            roots=files.roots,
+            description=f"Real part of the sodium image, corrected by {' and '.join(fields) or 'nothing'}",
+            sources=[files.real],
         )
-        if int(measured[i].n_saturated[0]):
-            record.measure(
-                f"vial_saturated_{vial.label}",
-                int(measured[i].n_saturated[0]),
-                note="clipped voxels, known only to be brighter",
-            )
-    record.measure("calibration_slope", scale.slope, "mmol/L per a.u.", se=scale.slope_se, note=f"line: {scale.line}")
-    record.measure(
-        "calibration_free_intercept",
-        scale.free_intercept_mmol_l,
-        "mmol/L",
-        se=scale.free_intercept_se,
-        note="of a free line through the vials, quality only: far from 0 it tells of B1 or a wrong concentration",
-    )
-    record.measure("calibration_r2", scale.r2, note=scale.note)
-    record.measure("calibration_residual", scale.residual_mmol_l, "mmol/L", note="root mean square over the vials")
-    record.measure("relaxation_factor", factor, note="vial over brain tissue, for TE, TR and flip angle")
+    _tell(record, found, scale, effect, scan, fields)
     record.values |= {
         "slope": scale.slope,
         "slope_se": scale.slope_se,
-        "vial_fraction": factors[0],
-        "vials": [
-            {"label": vial.label, "mmol_l": vial.mmol_l, "signal": s / c, "se": e / c}
-            for vial, s, e, c in zip(vials, signal, error, common, strict=True)
-        ],
+        "intercept": scale.intercept,
+        "intercept_se": scale.intercept_se,
+        "calibration_source": scale.source,
+        "vial_fraction": found.material.signal_fraction(**scan.timing),
+        "vials": list(found.points),
+        "VialPlaces": [record_of(vial) for vial in found.vials if vial.place is not None],
+        "fields": fields,
+        "sigma": _median_noise(scan, head, grey),
     }
     extra = {
         "Calibration": {
+            "Source": scale.source,
             "Phantoms": record.values["vials"],
-            "Slope": scale.slope,
-            "SlopeStandardError": scale.slope_se,
+            "VialPlaces": record.values["VialPlaces"],
+            "Line": scale.line,
+            "Slope": found.scale.slope,
+            "SlopeStandardError": found.scale.slope_se,
+            "Intercept": found.scale.intercept,
+            "InterceptStandardError": found.scale.intercept_se,
+            "FreeIntercept": scale.free_intercept_mmol_l,
             "R2": scale.r2,
             "Residual": scale.residual_mmol_l,
-            "RelaxationFactor": factor,
-            "VialsFrom": how,
+            "RelaxationFactor": effect.factor,
+            "RelaxationFactorStandardError": effect.se,
+            "VialsFrom": found.source,
+            "FieldCorrections": fields,
+            "Note": scale.note,
+            **({} if factor is None else {"ScannerFactor": factor}),
         },
     }
+    named = "" if params.calibration.source == "vials" else f", {scale.source}"
     for path, image, description in (
-        (files.tsc, concentration, "Total sodium concentration"),
-        (files.tsc_se, se, "Standard error of the total sodium concentration: noise and calibration"),
+        (files.tsc, concentration, f"Total sodium concentration{named}"),
+        (files.tsc_se, se, f"Standard error of the total sodium concentration: noise and calibration{named}"),
     ):
         save_image(
             path,
@@ -317,6 +282,215 @@ def run(files: Files, params: Params) -> None:
             extra=extra,
         )
     write_record(files.record, record)
+
+
+def _scan(files: Files, params: Params, known: Mapping[str, Any]) -> _Scan:
+    magnitude = read_volume(files.magnitude)
+    real = None if files.real is None else read_volume(files.real)
+    kspace = None if files.kspace is None or real is None else read_kspace(files.kspace, params.metadata)
+    clipped = None
+    if known.get("clipped"):
+        clipped = np.zeros(magnitude.grid.shape, dtype=bool)
+        clipped[tuple(np.array(known["clipped"]).T)] = True
+    calibration = params.calibration
+    return _Scan(
+        magnitude=magnitude,
+        real=real,
+        sigma=float(known["sigma"]),
+        has_floor=not known["floor_removed"],
+        clipped=clipped,
+        fwhm_mm=float(known["fwhm_mm"]),
+        timing={key: float(known[key]) for key in ("te_ms", "tr_ms", "flip_deg")},
+        transmit=None if calibration.transmit == "off" else transmit_field(files.fields, magnitude.grid),
+        receive=None if calibration.receive == "off" else receive_field(files.fields, magnitude.grid, params.receive),
+        kspace=kspace,
+        operator=None if kspace is None else Linear(kspace.trajectory, magnitude.grid, params.reconstruction),
+    )
+
+
+def _by_vials(
+    files: Files, params: Params, scan: _Scan, clean: Volume, head: NDArray[np.bool_] | None, record: Record
+) -> tuple[_Scan, _Calibrated]:
+    """Return the scan, with the receive sensitivity that its image may have told, and the scale of its vials."""
+    where = files.magnitude.name
+    vials = named_vials(params.metadata, params.calibration, where=where)
+    calibration = replace(params.calibration, vial_mmol_l=tuple(vial.mmol_l for vial in vials))
+    seen, ceiling = _raised(scan.magnitude, scan.clipped)
+    given = dict(files.vials)
+    masks, how = vial_masks(given, seen, head, vials, calibration, ceiling=ceiling, where=where, record=record)
+    anchors = [(mask, vial.mmol_l) for mask, vial in zip(masks, vials, strict=True)]
+    scan = _with_bias(scan, calibration, clean, head, anchors, params.receive, where=where)
+    sigmas = [scan.noise(vial.relaxation) for vial in vials]
+    measured = measured_vials(
+        [scan.corrected(scan.magnitude, vial.relaxation) for vial in vials],
+        vials,
+        masks,
+        calibration,
+        sigmas=sigmas,
+        clipped=scan.clipped,
+        magnitude=scan.has_floor,
+        fwhm_mm=scan.fwhm_mm,
+        where=where,
+    )
+    if scan.kspace is not None and scan.real is not None and scan.operator is not None:
+        measured = through_acquisition(
+            measured,
+            scan.kspace,
+            [scan.corrected(scan.real, vial.relaxation) for vial in vials],
+            scan.operator,
+            te_ms=scan.timing["te_ms"],
+            sigmas=sigmas,
+            fwhm_mm=scan.fwhm_mm,
+            tolerance=calibration.fit_tolerance,
+        )
+    # Every vial's signal is brought to the relaxation of the first, so that one line fits them all.
+    fractions = np.array([vial.relaxation.signal_fraction(**scan.timing) for vial in vials])
+    common = fractions / fractions[0]
+    signal, error = (np.array([getattr(vial, key) for vial in measured]) for key in ("signal", "se"))
+    scale = fit_scale(signal / common, error / common, calibration)
+    for vial in measured:
+        _tell_vial(record, vial, how)
+    points = tuple(
+        {"label": vial.label, "mmol_l": vial.mmol_l, "signal": float(s / c), "se": float(e / c)}
+        for vial, s, e, c in zip(vials, signal, error, common, strict=True)
+    )
+    return scan, _Calibrated(scale, vials[0].relaxation, tuple(measured), points, how)
+
+
+def _by_fluid(
+    files: Files, params: Params, scan: _Scan, clean: Volume, head: NDArray[np.bool_] | None
+) -> tuple[_Scan, _Calibrated]:
+    """Return the scan and the scale of a fluid of the head."""
+    where, wanted = files.magnitude.name, params.calibration.source
+    if files.fluid is None:
+        needs = "a T1w image, from which CSF is segmented" if wanted == "csf" else "a mask label-vitreous_mask"
+        raise DataError(
+            f"the internal reference {wanted} needs {needs}, and the session has none",
+            where=where,
+            hint="give it, with --derivatives where it is a mask, or scan vials",
+        )
+    scan = _with_bias(scan, params.calibration, clean, head, (), params.receive, where=where)
+    material = relaxation_of("CSF")
+    image = scan.real if scan.real is not None else scan.magnitude
+    found = measured_fluid(
+        files.fluid,
+        scan.corrected(image, material),
+        replace(params.reference, material="csf" if wanted == "csf" else "vitreous"),
+        kspace=scan.kspace,
+        operator=scan.operator,
+        te_ms=scan.timing["te_ms"],
+        sigma=_median_noise(scan, head, material),
+        fwhm_mm=scan.fwhm_mm,
+        magnitude=scan.real is None and scan.has_floor,
+        name=_SODIUM,
+    )
+    scale = reference_scale(found)
+    return scan, _Calibrated(scale, found.relaxation, (), (), found.source)
+
+
+def _with_bias(
+    scan: _Scan,
+    calibration: CalibrationParams,
+    clean: Volume,
+    head: NDArray[np.bool_] | None,
+    anchors: Sequence[tuple[NDArray[np.bool_], float]],
+    params: ReceiveParams,
+    *,
+    where: str,
+) -> _Scan:
+    if calibration.receive != "bias" or scan.receive is not None:
+        return scan
+    if head is None:
+        raise DataError(
+            "a receive bias needs the head, and the session has no proton image",
+            where=where,
+            hint="give a proton image or a receive map, or calibration.receive auto",
+        )
+    return replace(scan, receive=bias_of(clean, np.asarray(head), anchors, params, sigma=scan.sigma))
+
+
+def _median_noise(scan: _Scan, head: NDArray[np.bool_] | None, material: Relaxation) -> float:
+    noise = np.broadcast_to(np.asarray(scan.noise(material), dtype=np.float64), scan.magnitude.grid.shape)
+    return float(np.median(noise if head is None or not head.any() else noise[head]))
+
+
+def _scanner_factor(metadata: Mapping[str, Any]) -> ScannerFactor | None:
+    """Return the factor of the scanner that the metadata hold."""
+    stated = metadata.get(FACTOR_KEY)
+    if stated is None:
+        return None
+    try:
+        factor, se = float(stated["Factor"]), float(stated.get("StandardError", 0.0))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{FACTOR_KEY} is {stated!r}", hint='write {"Scanner": "A", "Factor": 1.02, "StandardError": 0.01}'
+        ) from error
+    if not (np.isfinite(factor) and factor > 0 and np.isfinite(se) and se >= 0):
+        raise DataError(f"{FACTOR_KEY} has the factor {factor} with standard error {se}", hint="give positive numbers")
+    return ScannerFactor(
+        scanner=str(stated.get("Scanner", "this scanner")),
+        factor=factor,
+        se=se,
+        n=int(stated.get("Readings", 1)),
+        source=str(stated.get("Source", "sidecar")),
+    )
+
+
+def _tell_vial(record: Record, vial: MeasuredVial, how: str) -> None:
+    label = vial.phantom.label
+    record.measure(
+        f"vial_signal_{label}",
+        vial.signal,
+        "a.u.",
+        se=vial.se,
+        note=f"{vial.phantom.mmol_l:g} mmol/L, {int(vial.mask.sum())} voxels in the mask, {vial.method}, {how}",
+    )
+    record.measure(f"vial_core_{label}", vial.core_signal, "a.u.", note="median of the core, as a check")
+    if vial.n_saturated:
+        record.measure(f"vial_saturated_{label}", vial.n_saturated, note="clipped voxels, known only to be brighter")
+    if vial.n_border:
+        record.warn(
+            f"vial {label} reaches the border of the image with {vial.n_border} voxels: aliasing and the edge of the "
+            "coil may change its signal"
+        )
+
+
+def _tell(
+    record: Record, found: _Calibrated, scale: Scale, effect: RelaxationEffect, scan: _Scan, fields: Sequence[str]
+) -> None:
+    """Write the measures and warnings of a calibration."""
+    line = f"line: {scale.line}; {scale.source}"
+    record.measure("calibration_slope", scale.slope, "mmol/L per a.u.", se=scale.slope_se, note=line)
+    if scale.line == "intercept":
+        record.measure("calibration_intercept", scale.intercept, "mmol/L", se=scale.intercept_se, note=line)
+    if found.vials:
+        record.measure(
+            "calibration_free_intercept",
+            scale.free_intercept_mmol_l,
+            "mmol/L",
+            se=scale.free_intercept_se,
+            note="of a free line through the vials, quality only: far from 0 it tells of B1 or a wrong concentration",
+        )
+        record.measure("calibration_r2", scale.r2, note=scale.note)
+        record.measure("calibration_residual", scale.residual_mmol_l, "mmol/L", note="root mean square over the vials")
+    record.measure(
+        "relaxation_factor",
+        effect.factor,
+        se=effect.se,
+        note="reference over brain tissue, for TE, TR and flip angle; its error is of T1 and T2* known to 10 %, and is "
+        "in no other standard error",
+    )
+    if scan.transmit is not None:
+        low, middle, high = np.percentile(scan.transmit.relative, [5, 50, 95])
+        note = f"{scan.transmit.source}; reached over nominal flip angle, 5-95 %: {low:.2f}-{high:.2f}"
+        record.measure("transmit_median", float(middle), note=note)
+    if scan.receive is not None:
+        low, middle, high = np.percentile(scan.receive.sensitivity, [5, 50, 95])
+        note = f"{scan.receive.source}; 5-95 %: {low:.2f}-{high:.2f}"
+        record.measure("receive_median", float(middle), note=note)
+    for text in (scale.note, effect.note, *(text for text in fields if "alone" in text)):
+        if text:
+            record.warn(text)
 
 
 def _denoised(
@@ -343,108 +517,14 @@ def _denoised(
     return found.image, clean, found.method
 
 
-def _modelled(
-    kspace: Path,
-    real: Volume,
-    vials: list[Phantom],
-    measured: list[VialSignals],
-    params: Params,
-    known: Mapping[str, Any],
-) -> dict[str, tuple[float, float]]:
-    """Return signal and standard error of every vial whose place and diameter are known.
-
-    A vial is blurred by the scan's own point spread, which a Gaussian describes badly: with it the signal of a vial of
-    24 mm came out 3 % too high.
-    """
-    raw = read_kspace(kspace, params.metadata)
-    placed = [
-        (vial, cylinder)
-        for vial, found in zip(vials, measured, strict=True)
-        if (cylinder := found.cylinders[0]) is not None
-    ]
-    if not placed:
-        return {}
-    operator = Linear(raw.trajectory, real.grid, params.reconstruction)
-    fwhm_mm = float(known["fwhm_mm"])
-    image = np.asarray(real.data, dtype=np.float64)
-    tolerance = params.calibration.fit_tolerance
-    found = {}
-    for vial, cylinder in placed:
-        column = cylinder_column(
-            real.grid,
-            raw.trajectory,
-            vial.relaxation.decay,
-            centre_mm=cylinder.centre_mm,
-            axis=cylinder.axis,
-            radius_mm=cylinder.radius_mm,
-            length_mm=cylinder.length_mm,
-            te_ms=float(known["te_ms"]),
-            operator=operator,
-        )
-        signal, se = modelled_signal(
-            image,
-            column,
-            cylinder,
-            real.grid,
-            sigma=float(known["sigma"]),
-            correlation_voxels=max(1.0, fwhm_mm**3 / float(np.prod(real.grid.voxel_mm))),
-            fwhm_mm=fwhm_mm,
-        )
-        # A model that is in the wrong place or of the wrong size does not explain the core of the vial.
-        core = column > 0.8 * column.max()
-        if abs(float(np.median(image[core])) / (signal * float(np.median(column[core]))) - 1.0) <= tolerance:
-            found[vial.label] = (signal, se)
-    return found
-
-
-def _raised(image: Volume, known: Mapping[str, Any]) -> tuple[Volume, float | None]:
+def _raised(image: Volume, clipped: NDArray[np.bool_] | None) -> tuple[Volume, float | None]:
     """Return the image with clipped voxels at one ceiling above all others, and that ceiling."""
-    clipped = known.get("clipped")
-    if not clipped:
+    if clipped is None:
         return image, None
     data = np.array(image.data, dtype=np.float32)
     ceiling = float(np.ceil(data.max())) + 1.0
-    data[tuple(np.array(clipped).T)] = ceiling
+    data[clipped] = ceiling
     return image.with_data(data), ceiling
-
-
-def _vial_masks(
-    files: Files,
-    image: Volume,
-    vials: list[Phantom],
-    calibration: CalibrationParams,
-    ceiling: float | None,
-    record: Record,
-) -> tuple[list[NDArray[np.bool_]], str]:
-    given = dict(files.vials)
-    if not given:
-        head = None if files.head is None else read_volume(files.head, dtype=np.uint8).data > 0
-        try:
-            found = find_vials(image, head, calibration, saturation=ceiling)
-        except EstimationError as error:
-            raise EstimationError(error.what, where=files.magnitude.name, hint=error.hint) from error
-        seen = len(candidate_vials(image, head, calibration, saturation=ceiling))
-        note = "" if seen <= len(vials) else "more than there are concentrations: check the picture or give vial masks"
-        record.measure("vial_candidates", seen, note=note)
-        return [vial.mask for vial in found], "found automatically"
-    missing = [vial.label for vial in vials if vial.label not in given]
-    if missing:
-        raise DataError(
-            f"no mask for vial {', '.join(missing)}, found {', '.join(given)}",
-            where=files.magnitude.name,
-            hint="name the masks label-<Label>_mask as in SodiumCalibration",
-        )
-    masks = []
-    for vial in vials:
-        mask = read_volume(given[vial.label], dtype=np.uint8)
-        if not mask.grid.same_as(image.grid):
-            raise GeometryError(
-                f"the mask has the grid {mask.grid.shape}, the sodium image {image.grid.shape}, or lies elsewhere",
-                where=given[vial.label].name,
-                hint="draw the vials on the sodium image",
-            )
-        masks.append(np.asarray(mask.data > 0))
-    return masks, "mask given"
 
 
 def run_diffusion(files: DiffusionFiles, params: DiffusionParams) -> None:
@@ -473,6 +553,14 @@ def run_diffusion(files: DiffusionFiles, params: DiffusionParams) -> None:
         description="Apparent diffusion coefficient, log-linear fit; 0 where a signal is not positive",
         sources=[files.dwi, files.bval],
         units="mm2/s",
+        extra={"Diffusion": params.diffusion},
+    )
+    save_image(
+        files.trace,
+        found.trace,
+        roots=files.roots,
+        description=f"Trace image, geometric mean over the directions of b {found.trace_b_s_mm2:.0f} s/mm2",
+        sources=[files.dwi, files.bval],
         extra={"Diffusion": params.diffusion},
     )
     write_volume(files.b0, image.with_data(np.asarray(image.data)[..., int(np.argmin(b_s_mm2))]))

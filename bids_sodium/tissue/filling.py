@@ -1,32 +1,42 @@
 """Lesion filling: lesions of a T1w image replaced by the white matter that would be there.
 
 Nouns: the *lesions* are a mask or probability, the *white* prior says where white matter belongs (from the template,
-not from a segmentation that the lesions have misled), *normal-appearing white matter* is what the fill is made of.
+not from a segmentation that the lesions have misled), *normal-appearing white matter* is what the fill is made of; a
+*patch* is a voxel with its 26 neighbours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.data import Volume
-from bids_sodium.core.errors import EstimationError, GeometryError
+from bids_sodium.core.errors import DataError, EstimationError, GeometryError
 
-__all__ = ["FillingParams", "fill"]
+__all__ = ["FillingParams", "check_lesions", "fill"]
+
+Array: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillingParams:
     """How lesions are filled."""
 
+    method: Literal["convolution", "patch"] = "convolution"
+    """``convolution``: local mean of the normal-appearing white matter plus one of its residuals; ``patch``: from the
+    rim inwards the normal-appearing voxel nearby whose neighbours are most alike (as Prados 2016 did)."""
+
     sigma_mm: float = 4.0
     """Width (standard deviation) of the Gaussian that averages the normal-appearing white matter, in mm: wide against
     noise, narrow against residual bias fields."""
 
     guard_mm: float = 1.5
-    """Distance from a lesion within which no voxel counts as normal-appearing, in mm: one voxel of partial volume."""
+    """Distance from a lesion within which no voxel counts as normal-appearing, in mm, at least one voxel: its border is
+    part lesion."""
 
     white_core: float = 0.9
     """Smallest white matter prior of normal-appearing white matter."""
@@ -34,6 +44,60 @@ class FillingParams:
     white_limit: float = 0.5
     """White matter prior from which on a lesion voxel is filled whole; below it the fill fades to the original value,
     because a lesion that reaches grey matter would otherwise be overfilled."""
+
+    patch_candidates: int = 200
+    """Number of nearest normal-appearing voxels that a patch is looked for among."""
+
+
+def check_lesions(lesions: NDArray[np.generic], brain: Mask, voxel_ml: float) -> None:
+    """Refuse a mask that cannot be of lesions of this brain; an empty one is none.
+
+    Parameters
+    ----------
+    lesions : (nx, ny, nz) ndarray
+        Mask, or probability between 0 and 1.
+    brain : (nx, ny, nz) ndarray of bool
+        Brain mask.
+    voxel_ml : float
+        Volume of a voxel, in mL.
+
+    Raises
+    ------
+    GeometryError
+        If the shapes differ, or most of the lesions lie outside the brain.
+    DataError
+        If there are values beyond 0 to 1, or lesions fill more than half of the brain.
+
+    Examples
+    --------
+    >>> brain = np.ones((10, 10, 10), bool)
+    >>> check_lesions(np.zeros((10, 10, 10)), brain, 0.001)
+    >>> check_lesions(brain, brain, 0.001)
+    Traceback (most recent call last):
+    ...
+    bids_sodium.core.errors.DataError: lesions of 1.0 mL in a brain of 1.0 mL (try: is the mask inverted, or the brain?)
+    """
+    if lesions.shape != brain.shape:
+        raise GeometryError(f"the brain has shape {brain.shape} but the lesions {lesions.shape}")
+    share = np.asarray(lesions, dtype=np.float32)
+    low, high = float(share.min()), float(share.max())
+    if not (low >= -1e-3 and high <= 1.001):
+        raise DataError(
+            f"lesion values run from {low:.3g} to {high:.3g}", hint="give a mask of 0 and 1 or a probability"
+        )
+    lesion_ml, brain_ml = float(share.sum(dtype=np.float64)) * voxel_ml, float(brain.sum()) * voxel_ml
+    if lesion_ml == 0.0:
+        return
+    inside_ml = float(share[brain].sum(dtype=np.float64)) * voxel_ml
+    if inside_ml < 0.5 * lesion_ml and lesion_ml <= 0.5 * brain_ml:
+        raise GeometryError(
+            f"{100.0 * (1.0 - inside_ml / lesion_ml):.0f} % of {lesion_ml:.1f} mL of lesions lie outside the brain",
+            hint="was the mask drawn on another image?",
+        )
+    if lesion_ml > 0.5 * brain_ml:
+        raise DataError(
+            f"lesions of {lesion_ml:.1f} mL in a brain of {brain_ml:.1f} mL", hint="is the mask inverted, or the brain?"
+        )
 
 
 def fill(
@@ -48,7 +112,8 @@ def fill(
     With ``m`` the mask of normal-appearing white matter and ``G`` a Gaussian, the smooth white matter is the
     normalised convolution ``s = G * (m y) / G * m``; a filled voxel is ``s`` plus one residual ``y - s`` drawn from the
     normal-appearing white matter nearby, so that the fill has its noise. Where ``m`` is too far away the Gaussian is
-    widened, twice as wide at a time.
+    widened, twice as wide at a time. With patches a filled voxel is the residual's and the mean's sum of the nearby
+    voxel ``j`` whose known neighbours differ least, ``y_i = s_i + (y - s)_j``.
 
     Parameters
     ----------
@@ -61,7 +126,7 @@ def fill(
     params : FillingParams
         How.
     rng : numpy.random.Generator
-        Draws the residuals.
+        Draws the residuals, and which of the candidates a patch is compared with first.
 
     Returns
     -------
@@ -77,7 +142,8 @@ def fill(
 
     References
     ----------
-    Knutsson and Westin 1993, Proceedings of CVPR (normalised convolution).
+    Knutsson and Westin 1993, Proceedings of CVPR (normalised convolution). Prados et al. 2016, NeuroImage,
+    doi:10.1016/j.neuroimage.2016.05.053 (patches).
 
     Examples
     --------
@@ -89,7 +155,7 @@ def fill(
     >>> round(float(filled.data.min()), 3)
     100.0
     """
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import binary_dilation, distance_transform_edt
 
     share_all = np.clip(np.asarray(lesions, dtype=np.float32), 0.0, 1.0)
     for name, array in (("lesions", lesions), ("white matter prior", white)):
@@ -102,6 +168,7 @@ def fill(
     share, prior = share_all[box], np.asarray(white, dtype=np.float32)[box]
     value = np.asarray(t1w.data, dtype=np.float32)[box]
     near = distance_transform_edt(share <= 0, sampling=voxel_mm) <= params.guard_mm
+    near |= binary_dilation(share > 0)
     normal = (prior >= params.white_core) & ~near & np.isfinite(value) & (value > 0)
     normal &= _without_outliers(value, normal)
     if int(normal.sum()) < 50:
@@ -109,13 +176,71 @@ def fill(
             f"only {int(normal.sum())} voxels of normal-appearing white matter lie around the lesions",
             hint="check that the white matter prior and the lesion mask lie on the T1w image",
         )
-    smooth = _normalised_convolution(value, normal, share > 0, params.sigma_mm / voxel_mm)
     target = share > 0
-    filled = smooth[target] + rng.choice((value - smooth)[normal], size=int(target.sum()))
+    smooth = _normalised_convolution(value, normal, target, params.sigma_mm / voxel_mm)
+    # a few voxels of white matter by themselves have no mean, and so no residual
+    normal &= np.isfinite(smooth)
+    if params.method == "patch":
+        # the guard lies between the lesion and what is known: the patches grow through it
+        residual = _matched(value - smooth, target | near, normal, voxel_mm, params.patch_candidates, rng)[target]
+        # patches say the texture; what is a little dark at a lesion's rim they would carry inwards
+        residual += (value - smooth)[normal].mean() - residual.mean()
+    else:
+        residual = rng.choice((value - smooth)[normal], size=int(target.sum()))
+    filled = smooth[target] + residual
     weight = share[target] * np.clip(prior[target] / params.white_limit, 0.0, 1.0)
     data = np.array(t1w.data, dtype=np.float32, copy=True)
-    data[box][target] = value[target] + weight * (filled - value[target])
+    seen = value[target]
+    data[box][target] = np.where(np.isfinite(seen), seen + weight * (filled - seen), filled)
     return t1w.with_data(data)
+
+
+def _matched(
+    residual: Array,
+    target: Mask,
+    normal: Mask,
+    voxel_mm: NDArray[np.float64],
+    candidates: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Return the residuals (nx, ny, nz), those of target voxels copied from the normal voxel whose neighbours fit best.
+
+    The rim is filled first, one layer of voxels after the other; a layer's own values are known to the next.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import cKDTree
+
+    pad = np.pad(np.nan_to_num(residual), 1)
+    known = np.pad(normal, 1)
+    steps = np.stack(np.meshgrid(*([-1, 0, 1],) * 3, indexing="ij"), -1).reshape(-1, 3) @ np.array(
+        [pad.shape[1] * pad.shape[2], pad.shape[2], 1]
+    )
+    flat, sure = pad.reshape(-1), known.reshape(-1)
+    donors = np.argwhere(known)
+    tree = cKDTree(donors * voxel_mm)
+    number = min(candidates, len(donors))
+    donor_at = np.asarray(np.ravel_multi_index(tuple(donors.T), pad.shape))
+    left = np.pad(target, 1)
+    while left.any():
+        inner = binary_erosion(left)
+        layer = np.argwhere(left & ~inner)
+        at = np.asarray(np.ravel_multi_index(tuple(layer.T), pad.shape))
+        values = np.empty(len(at), dtype=np.float32)
+        for start in range(0, len(at), 2000):
+            part = slice(start, start + 2000)
+            nearest = np.asarray(tree.query(layer[part] * voxel_mm, k=number)[1]).reshape(-1, number)
+            donor = donor_at[rng.permuted(nearest, axis=1)]
+            mine, theirs = at[part, None] + steps, donor[..., None] + steps
+            both = sure[mine][:, None, :] & sure[theirs]
+            unlike = np.where(both, (flat[mine][:, None, :] - flat[theirs]) ** 2, 0.0).sum(-1)
+            count = both.sum(-1)
+            # too few neighbours in common say nothing; among equals the first of the shuffled candidates is taken
+            score = np.where(count >= 4, unlike / np.maximum(count, 1), np.inf)
+            values[part] = flat[np.take_along_axis(donor, score.argmin(axis=1)[:, None], axis=1)[:, 0]]
+        flat[at] = values
+        sure[at] = True
+        left = inner
+    return np.asarray(pad[1:-1, 1:-1, 1:-1], dtype=np.float32)
 
 
 def _box(mask: NDArray[np.bool_], margin: NDArray[np.int_]) -> tuple[slice, ...]:
@@ -141,18 +266,31 @@ def _normalised_convolution(
     wanted: NDArray[np.bool_],
     sigma: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Return the Gaussian-weighted mean of the known voxels around each voxel (float32, same shape)."""
+    """Return the Gaussian-weighted mean of the known voxels around each voxel, float32, of the same shape.
+
+    NaN where less than 2 % of the Gaussian is known: the mean of a few voxels is noise. Wanted voxels get a wider one:
+    each step of a pyramid of halved images doubles the width.
+    """
     from scipy.ndimage import gaussian_filter
 
-    m = known.astype(np.float32)
-    numerator = gaussian_filter(value * m, sigma, truncate=3.0)
-    support = gaussian_filter(m, sigma, truncate=3.0)
-    # less than 2 % of the kernel on white matter: the mean of a few voxels is noise
-    weak = support < 0.02
-    smooth = np.where(weak, 0.0, numerator / np.maximum(support, 1e-6)).astype(np.float32)
-    if (weak & wanted).any():
-        if float(sigma.max()) > 2.0 * max(value.shape):
-            smooth[weak] = value[known].mean()
-        else:
-            smooth[weak] = _normalised_convolution(value, known, weak & wanted, 2.0 * sigma)[weak]
+    smooth = np.full(value.shape, np.nan, dtype=np.float32)
+    total, share = np.where(known, value, np.float32(0.0)), known.astype(np.float32)
+    left, step = np.ones_like(wanted), 1
+    while left.any():
+        if step > 2 * max(value.shape):
+            smooth[left] = value[known].mean()
+            break
+        numerator, support = (gaussian_filter(a, sigma, truncate=3.0) for a in (total, share))
+        mean = np.where(support >= 0.02, numerator / np.maximum(support, 1e-6), np.float32(np.nan))
+        place = np.nonzero(left)
+        smooth[place] = mean[tuple(axis // step for axis in place)]
+        left = wanted & np.isnan(smooth)
+        total, share, step = _halved(total), _halved(share), 2 * step
     return smooth
+
+
+def _halved(a: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return means of 2 x 2 x 2 voxels; beyond the edge lies zero."""
+    even = np.pad(a, [(0, n % 2) for n in a.shape])
+    i, j, k = (n // 2 for n in even.shape)
+    return np.asarray(even.reshape(i, 2, j, 2, k, 2).mean(axis=(1, 3, 5)), dtype=np.float32)

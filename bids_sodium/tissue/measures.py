@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError, GeometryError
 
-__all__ = ["BrainFractions", "Change", "Measure", "brain_fractions", "percent_change", "regional"]
+__all__ = [
+    "BrainFractions",
+    "Change",
+    "CombinedChange",
+    "Measure",
+    "brain_fractions",
+    "by_label",
+    "combined_change",
+    "percent_change",
+    "regional",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,26 @@ class Change:
         Its standard error, in percentage points.
     """
 
+    percent: float
+    se: float
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedChange:
+    """Change of a region that is made of several parts, each with an estimate.
+
+    Parameters
+    ----------
+    ipsi, contra : float
+        Weighted means of the parts of the region and of its mirror image.
+    percent : float
+        ``(ipsi - contra) / contra * 100``.
+    se : float
+        Its standard error from the covariance of all parts, in percentage points.
+    """
+
+    ipsi: float
+    contra: float
     percent: float
     se: float
 
@@ -141,6 +171,68 @@ def regional(
     return Measure(mean, sd, sd / float(np.sqrt(n_elements)), int(value.size), volume_ml, n_missing)
 
 
+def by_label(
+    image: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    count: int,
+    *,
+    voxel_ml: float,
+    resolution_ml: float | None = None,
+) -> tuple[Measure, ...]:
+    """Measure an image inside every region of a label image, in one pass.
+
+    Parameters
+    ----------
+    image : (nx, ny, nz) ndarray
+        Values.
+    labels : (nx, ny, nz) ndarray of int
+        0 outside, 1 to ``count`` inside.
+    count : int
+        Number of regions.
+    voxel_ml, resolution_ml : float
+        As for `regional`.
+
+    Returns
+    -------
+    tuple of Measure
+        One a region, as `regional` gives for the mask of each.
+
+    Raises
+    ------
+    GeometryError
+        If image and labels differ in shape.
+
+    Examples
+    --------
+    >>> [m.mean for m in by_label(np.array([1.0, 2.0, 3.0, 9.0]), np.array([1, 1, 2, 0]), 2, voxel_ml=0.001)]
+    [1.5, 3.0]
+    """
+    if image.shape != labels.shape:
+        raise GeometryError(f"image of shape {image.shape} but labels of shape {labels.shape}")
+    inside = labels > 0
+    number, value = labels[inside], np.asarray(image[inside], dtype=np.float64)
+    all_voxels = np.bincount(number, minlength=count + 1)
+    finite = np.isfinite(value)
+    number, value = number[finite], value[finite]
+    n = np.bincount(number, minlength=count + 1)
+    mean = np.bincount(number, value, minlength=count + 1) / np.where(n > 0, n, np.nan)
+    squares = np.bincount(number, (value - mean[number]) ** 2, minlength=count + 1)
+    sd = np.sqrt(squares / np.where(n > 1, n - 1.0, np.nan))
+    element_ml = max(voxel_ml, voxel_ml if resolution_ml is None else resolution_ml)
+    se = sd / np.sqrt(np.maximum(n * voxel_ml / element_ml, 1.0))
+    return tuple(
+        Measure(
+            float(mean[k]),
+            float(sd[k]),
+            float(se[k]),
+            int(n[k]),
+            float(all_voxels[k]) * voxel_ml,
+            int(all_voxels[k] - n[k]),
+        )
+        for k in range(1, count + 1)
+    )
+
+
 def percent_change(ipsi: Measure, contra: Measure) -> Change:
     """Return the change of a region against the mirrored one, with its standard error.
 
@@ -177,6 +269,56 @@ def percent_change(ipsi: Measure, contra: Measure) -> Change:
     ratio = ipsi.mean / contra.mean
     se = 100.0 * float(np.hypot(ipsi.se, ratio * contra.se)) / abs(contra.mean)
     return Change(100.0 * (ratio - 1.0), se)
+
+
+def combined_change(
+    estimate: NDArray[np.floating],
+    covariance: NDArray[np.floating],
+    ipsi: NDArray[np.floating],
+    contra: NDArray[np.floating],
+) -> CombinedChange:
+    """Return the change between two weighted means of correlated estimates.
+
+    With ``a = w'c`` and ``b = v'c``: ``100 (a / b - 1)``, to first order with variance ``100^2 g'Vg``,
+    ``g = w / b - a v / b^2``.
+
+    Parameters
+    ----------
+    estimate : (n,) ndarray
+        Estimates of the parts; those of weight zero may be NaN.
+    covariance : (n, n) ndarray
+        Their covariance.
+    ipsi, contra : (n,) ndarray
+        Weights of the parts in the region and in its mirror image, not negative.
+
+    Returns
+    -------
+    CombinedChange
+        Both means and the change.
+
+    Raises
+    ------
+    EstimationError
+        If a side has no weight or the mirror image has mean zero.
+
+    Examples
+    --------
+    >>> change = combined_change(np.array([60.0, 40.0]), np.diag([4.0, 1.0]), np.array([1, 0]), np.array([0, 1]))
+    >>> change.percent, round(change.se, 2)
+    (50.0, 6.25)
+    """
+    w, v = np.asarray(ipsi, dtype=np.float64), np.asarray(contra, dtype=np.float64)
+    if not (w.sum() > 0 and v.sum() > 0):
+        raise EstimationError("a region or its mirror image holds no part with an estimate")
+    w, v = w / w.sum(), v / v.sum()
+    used = (w > 0) | (v > 0)
+    w, v, c = w[used], v[used], np.asarray(estimate, dtype=np.float64)[used]
+    a, b = float(w @ c), float(v @ c)
+    if b == 0.0:
+        raise EstimationError("the mirrored region has mean 0, so a change in percent has no meaning")
+    g = w / b - a * v / b**2
+    variance = float(g @ np.asarray(covariance, dtype=np.float64)[np.ix_(used, used)] @ g)
+    return CombinedChange(a, b, 100.0 * (a / b - 1.0), 100.0 * float(np.sqrt(max(variance, 0.0))))
 
 
 def brain_fractions(volume_ml: Mapping[str, float], tiv_ml: float) -> BrainFractions:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.errors import ConfigError, DataError, GeometryError
 
-__all__ = ["Agreement", "RoiParams", "Verdict", "agreement", "combine", "consensus", "names_in", "screen"]
+__all__ = ["Agreement", "RoiParams", "Verdict", "agreement", "atoms", "combine", "consensus", "names_in", "screen"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 Rule: TypeAlias = Literal["average", "majority", "intersection", "union", "staple"]
@@ -249,6 +249,38 @@ def combine(masks: Mapping[str, NDArray[np.generic]], expression: str) -> Mask:
     if parser.next < len(parser.tokens):
         raise parser.fail("&, |, - or the end")
     return mask.copy()
+
+
+def atoms(masks: Mapping[str, NDArray[np.generic]]) -> dict[tuple[str, ...], Mask]:
+    """Return the disjoint parts that masks cut each other into; every set expression is a union of some of them.
+
+    Parameters
+    ----------
+    masks : mapping of str to (nx, ny, nz) ndarray
+        Masks by name, at most 31, all of one shape.
+
+    Returns
+    -------
+    dict of tuple of str to (nx, ny, nz) ndarray of bool
+        Parts that are not empty, by the names of the masks that hold them.
+
+    Raises
+    ------
+    GeometryError
+        If the masks differ in shape.
+
+    Examples
+    --------
+    >>> masks = {"ionic": np.array([1, 1, 0, 0], bool), "necrosis": np.array([0, 1, 1, 0], bool)}
+    >>> {names: part.astype(int).tolist() for names, part in atoms(masks).items()}
+    {('ionic',): [1, 0, 0, 0], ('necrosis',): [0, 0, 1, 0], ('ionic', 'necrosis'): [0, 1, 0, 0]}
+    """
+    _require_one_shape({name: np.asarray(mask).shape for name, mask in masks.items()})
+    code: NDArray[np.int64] = np.sum([_as_mask(m).astype(np.int64) << i for i, m in enumerate(masks.values())], axis=0)
+    return {
+        tuple(name for i, name in enumerate(masks) if value >> i & 1): np.asarray(code == value)
+        for value in np.unique(code[code > 0]).tolist()
+    }
 
 
 def _require_one_shape(shapes: Mapping[str, tuple[int, ...]]) -> None:

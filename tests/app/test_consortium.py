@@ -45,7 +45,7 @@ def test_the_centre_gets_the_models_of_all_rows(sites: Path, command: Callable[.
         (shared / name / "group_summaries.json").write_text(text)
     done = command(sites / "all", sites / "centre", "group", "--study", "ms", "--from-summaries", shared)
     assert done.code == 0, done.err
-    fast = ["--set", "ms.n_resamples=99", "ms.selection_resamples=0"]
+    fast = ["--set", "ms.n_resamples=99", "ms.selection_resamples=0", "ms.penalised_repeats=0"]
     whole = command(sites / "all", sites / "pooled", "group", "--study", "ms", *fast)
     assert whole.code == 0, whole.err
     keys = ["model", "subset", "outcome", "term"]

@@ -20,7 +20,7 @@ from bids_sodium.spatial.registration import register_deformable
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.tissue.segmentation import segment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.paper_size
 
 TRUE = {"CGM": 42.0, "DGM": 36.0, "NAWM": 34.0, "CSF": 140.0, "T1iso": 46.0}
 

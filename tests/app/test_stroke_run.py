@@ -182,7 +182,8 @@ def test_concentration_of_tissue(study: Any, session: str, tissue: str) -> None:
 
 @pytest.mark.parametrize("session", EARLY)
 def test_regions_rise_in_sodium_and_fall_in_diffusion(study: Any, session: str) -> None:
-    rows = {(row["roi"], row["contrast"]): row for row in rows_of(anat(study, session, "acq-23Na_desc-roi_tsc.tsv"))}
+    table = rows_of(anat(study, session, "acq-23Na_desc-roi_tsc.tsv"))
+    rows = {(row["roi"], row["contrast"]): row for row in table if row["method"] == "raw"}
     for roi in ("ionic", "cytotoxic", "necrosis"):
         assert float(rows[roi, "tsc"]["percent_change"]) > 5.0
         assert float(rows[roi, "adc"]["percent_change"]) < -5.0
@@ -191,6 +192,41 @@ def test_regions_rise_in_sodium_and_fall_in_diffusion(study: Any, session: str) 
         assert sodium == pytest.approx(concentration, rel=1e-3)
     parts = [float(rows[roi, "tsc"]["volume_ml"]) for roi in ("ionic&necrosis", "ionic-necrosis")]
     assert sum(parts) == pytest.approx(float(rows["ionic", "tsc"]["volume_ml"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("session", EARLY)
+def test_partial_volume_correction_brings_regions_nearer_to_their_truth(study: Any, session: str) -> None:
+    known = study.bids / "derivatives/truth/truth_roi.tsv"
+    true = {
+        row["roi"]: float(row["tsc_percent_change"])
+        for row in rows_of(known)
+        if row["session_id"] == session and row["participant_id"] == "sub-01"
+    }
+    table = rows_of(anat(study, session, "acq-23Na_desc-roi_tsc.tsv"))
+    miss = {"raw": 0.0, "gtm": 0.0}
+    for row in table:
+        if row["contrast"] == "tsc" and row["roi"] in {"ionic", "cytotoxic"}:
+            assert float(row["percent_se"]) > 0
+            miss[row["method"]] += abs(float(row["percent_change"]) - true[row["roi"]])
+    assert miss["gtm"] < miss["raw"]
+
+
+@pytest.mark.parametrize("session", EARLY)
+def test_cells_tell_what_became_of_the_tissue(study: Any, session: str) -> None:
+    rows = rows_of(anat(study, session, "acq-23Na_desc-fate_tsc.tsv"))
+    assert len(rows) > 20
+    shares = [float(row["necrosis_share"]) for row in rows]
+    assert min(shares) == 0.0
+    assert max(shares) > 0.9
+    inside = [float(row["na_percent"]) for row in rows if float(row["lesion_share"]) > 0.9]
+    outside = [float(row["na_percent"]) for row in rows if float(row["lesion_share"]) == 0.0]
+    assert np.median(inside) > np.median(outside) + 10.0
+
+
+def test_raters_are_compared(study: Any) -> None:
+    rows = rows_of(study.output / "group_raters.tsv")
+    assert {row["label"] for row in rows} == set(REGIONS)
+    assert all(0.5 < float(row["dice"]) <= 1.0 for row in rows)
 
 
 def test_nothing_is_done_twice(
@@ -225,8 +261,9 @@ def test_group_tables_have_their_schema(study: Any) -> None:
 def test_group_tsc_alone_gives_the_same_results(study: Any, tmp_path: Path, command: Callable[..., Any]) -> None:
     tables = tmp_path / "tables"
     tables.mkdir()
-    for name in ("group_tsc.tsv", "group_tsc.json"):
-        shutil.copy(study.output / name, tables / name)
+    for name in ("tsc", "fate", "raters"):
+        for path in study.output.glob(f"group_{name}.*"):
+            shutil.copy(path, tables / path.name)
     code, _, err = command(tables, tmp_path / "out", "group", "--preset", "stroke", "--study", "stroke")
     assert code == 0, err
     names = sorted(path.name for path in study.output.glob("group_*.tsv"))

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from bids_sodium.tissue._samples import fit_moments
 from bids_sodium.tissue.measures import regional as measure
-from bids_sodium.tissue.partialvolume import PartialVolumeParams, fit_samples, regional
+from bids_sodium.tissue.partialvolume import PartialVolumeParams, moments, regional
 from bids_sodium.tissue.rois import agreement, combine, consensus
 
 SHAPE = (6, 5, 4)
 masks = arrays(bool, SHAPE)
 NAMES = ("CGM", "NAWM", "CSF")
-METHODS = ("raw", "csf", "gtm", "glm", "local")
+METHODS = ("raw", "csf", "gtm", "glm", "local", "mg", "mlts")
 VOXEL_MM = (4.0, 4.0, 4.0)
 laws = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -120,9 +121,13 @@ def test_weights_of_one_size_are_flat_weights(seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
     A = rng.normal(size=(2, 6, 8)) + 1j * rng.normal(size=(2, 6, 8))
     s = 40 * A[0] + 30 * A[1] + rng.normal(size=(6, 8))
-    flat, weighted = fit_samples(s, A), fit_samples(s, A, np.full((6, 8), size))
-    np.testing.assert_allclose(weighted.mmol_l, flat.mmol_l)
-    np.testing.assert_allclose(weighted.se, flat.se)
+    names = ("CGM", "NAWM")
+    flat, weighted = (
+        fit_moments(moments(s, A, names)),
+        fit_moments(moments(s, A, names, np.full((6, 8), size)), density=True),
+    )
+    np.testing.assert_allclose(weighted.c, flat.c)
+    np.testing.assert_allclose(weighted.covariance, flat.covariance)
 
 
 @laws

@@ -32,7 +32,7 @@ def table(folder: str, name: str = "data.tsv") -> pd.DataFrame:
 def test_sigmoid_equals_r() -> None:
     expected = case("sigmoid28_identifiable")
     data = table("sigmoid28_identifiable")
-    tolerance = expected["tolerance"]
+    tolerance = {**expected["tolerance"], "par_rel": 1e-6, "se_rel": 1e-5}
     fit = fit_sigmoid(data.hours, data.na_pct, groups=data.subject)
     assert fit.converged
     assert (fit.n, fit.n_groups) == (expected["n"], expected["n_subjects"])
@@ -69,7 +69,7 @@ def test_sigmoid_profile_equals_r() -> None:
     f70 = case("sigmoid28_identifiable")["profile95_f70"]
     data = table("sigmoid28_identifiable")
     fit = fit_sigmoid(data.hours, data.na_pct)
-    rel = expected["tolerance"]["rel"]
+    rel = 1e-6
     for name in ("alpha", "delta", "gamma", "log_t50"):
         interval = fit.profile[name]
         assert (interval.low, interval.high) == pytest.approx((expected[name]["lo"], expected[name]["hi"]), rel=rel)
@@ -113,7 +113,7 @@ def test_random_asymptote_equals_the_exact_likelihood() -> None:
     expected = case("nlme_random_asymptote")
     data = table("nlme_random_asymptote")
     fit = fit_random_asymptote(data.hours, data.na_pct, data.subject)
-    exact, rel = expected["exact_ml"], expected["tolerance"]["par_rel"]
+    exact, rel = expected["exact_ml"], 1e-4
     assert fit.converged
     assert fit.loglik == pytest.approx(exact["logLik"], abs=expected["tolerance"]["logLik_abs"])
     ours = [fit.asymptote, fit.log_t50, fit.delta, fit.sigma, fit.sd_asymptote]

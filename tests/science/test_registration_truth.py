@@ -131,12 +131,12 @@ def test_sodium_finds_its_t1w(
     assert 0.02 < found.target_error_mm < 0.35
 
 
-@pytest.mark.slow
+@pytest.mark.paper_size
 def test_no_start_within_the_capture_range_fails() -> None:
     rng = np.random.default_rng(10)
     image = t1w(rng)
     errors, stated = [], []
-    for _ in range(12):
+    for _ in range(6):
         truth = pose(rng, 35.0, 25.0)
         moving = sodium(rng, truth, fwhm_mm=float(rng.choice([5.0, 7.3, 9.0])), snr=rng.uniform(10, 20))
         found = register(image, moving, fixed_name="t1w", moving_name="na", fixed_mask=head().brain)

@@ -139,7 +139,7 @@ def test_contrast_that_does_not_mix_linearly_costs_little() -> None:
     assert abs(result["volume_WM"]) < 0.04
 
 
-@pytest.mark.slow
+@pytest.mark.paper_size
 @pytest.mark.parametrize(("scalp", "noise"), [(True, 0.03), (False, 0.04)])
 def test_fractions_of_a_1_mm_head(scalp: bool, noise: float) -> None:
     scene = phantom(0, voxel_mm=1.0, noise=noise, scalp=scalp)

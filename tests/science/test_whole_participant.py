@@ -12,7 +12,7 @@ from bids_sodium.bidsio.files import read_json, read_table, read_transform
 from bids_sodium.cli import main
 from bids_sodium.simulate.dataset import write
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.paper_size
 
 PEOPLE = ("sub-01", "sub-02")
 

@@ -14,12 +14,13 @@ from bids_sodium import app
 from bids_sodium.bidsio.gather import write_group_table
 from bids_sodium.bidsio.layout import Dataset, Session
 from bids_sodium.cli import configure, parse
-from bids_sodium.core.errors import ConfigError, DataError, EstimationError, LockedError, SodiumError
+from bids_sodium.core.errors import ConfigError, DataError, EstimationError, InternalError, LockedError, SodiumError
 from bids_sodium.core.tables import GROUP_RESULT
 from bids_sodium.engine.executors import Outcome, Report
 from bids_sodium.engine.locks import output_lock
 from bids_sodium.engine.tasks import Task
-from bids_sodium.simulate.cohort import stroke_cohort
+from bids_sodium.group import ms
+from bids_sodium.simulate.cohort import ms_cohort, stroke_cohort
 
 
 def nothing(files: Any, params: Any) -> None:
@@ -175,3 +176,51 @@ def test_group_refuses_a_table_without_participants(group: Callable[..., int], c
 def test_boilerplate_only_writes_the_methods_text(group: Callable[..., int], tmp_path: Path) -> None:
     assert group("--study", "stroke", "--boilerplate-only") == 0
     assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"CITATION.md", "CITATION.bib"}
+
+
+QUICK = (
+    "--set", "ms.n_resamples=50", "ms.selection_resamples=0", "ms.penalised_repeats=0", "ms.imputations=0",
+    'ms.disability=["edss"]', 'ms.cognition=["z_sdmt"]',
+)  # fmt: skip
+
+
+@pytest.fixture
+def ms_group(tmp_path: Path) -> Callable[..., int]:
+    """Return a function that runs the group level on an MS cohort with a raw score instead of a z score."""
+    table = ms_cohort(np.random.default_rng(0), (8, 8, 16, 8)).table
+    raw = table.assign(sdmt=50.0 + 10.0 * table["z_sdmt"]).drop(columns="z_sdmt")
+    (tmp_path / "ms").mkdir()
+    write_group_table(tmp_path / "ms", raw, {})
+
+    def start(*words: str) -> int:
+        options = parse([str(tmp_path / "ms"), str(tmp_path / "out"), "group", "--study", "ms", *words, *QUICK])
+        return app.run(options, configure(options))
+
+    return start
+
+
+def test_norms_turn_raw_scores_into_z(ms_group: Callable[..., int], tmp_path: Path) -> None:
+    norms = tmp_path / "norms.tsv"
+    norms.write_text("score\tmean\tsd\tage_low\tage_high\nsdmt\t50\t10\t18\t90\n")
+    assert ms_group("--norms", str(norms)) == 0
+    table1 = pd.read_csv(tmp_path / "out" / "group_table1_layout.tsv", sep="\t")
+    assert "SDMT (z) | n impaired (%)" in set(table1["variable"])
+    norms.write_text("test\tmean\tsd\nsdmt\t50\t10\n")
+    with pytest.raises(DataError, match=r"norms\.tsv: missing column\(s\) score"):
+        ms_group("--norms", str(norms))
+
+
+def test_a_table_that_contradicts_itself_stops_alone_and_returns_the_code_of_a_bug(
+    ms_group: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object) -> None:
+        raise InternalError("p is 1.2", where="table2 / mean")
+
+    spoiled = tuple((name, title, wrong if name == "table2" else make) for name, title, make in ms._ANALYSES)
+    monkeypatch.setattr(ms, "_ANALYSES", spoiled)
+    assert ms_group() == 70
+    index = json.loads((tmp_path / "out" / "group_analyses.json").read_text())
+    reasons = {entry["Analysis"]: entry["Reason"] for entry in index["LeftOut"] if not entry["Part"]}
+    assert reasons["table2"] == "stopped by its self-test: table2 / mean: p is 1.2"
+    assert not (tmp_path / "out" / "group_table2.tsv").exists()
+    assert (tmp_path / "out" / "group_table1.tsv").is_file()

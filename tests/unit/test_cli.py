@@ -125,6 +125,13 @@ def test_every_setting_has_its_option() -> None:
     assert set(values()) == set(SETTINGS)
 
 
+def test_every_partial_volume_method_can_be_asked_for() -> None:
+    from bids_sodium.cli import PVC_METHODS
+    from bids_sodium.tissue.partialvolume import METHODS
+
+    assert PVC_METHODS == METHODS
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_named_option_reaches_its_setting(name: str) -> None:
     section, key = SETTINGS[name].split(".")

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from bids_sodium.bidsio.atlases import Atlas
 from bids_sodium.bidsio.derivatives import Roots
 from bids_sodium.bidsio.layout import Scan, Session
+from bids_sodium.bidsio.segmentations import External
 from bids_sodium.config import Config, load
 from bids_sodium.core.errors import DataError
 from bids_sodium.engine.tasks import Stamps, Task, in_order
@@ -79,6 +81,12 @@ def visit(label: str, onset_h: float | None, *, late: bool = False, **changes: A
 
 
 STROKE = (visit("acute", 8.0), visit("subacute", 40.0), visit("m3", 2160.0, late=True))
+SURFER = (
+    External(name="fast", maps=tuple((name, RAW / f"pve_{name}.nii.gz") for name in ("CSF", "GM", "NAWM"))),
+    External(name="freesurfer", labels=RAW / "aseg.mgz"),
+)
+LOBES = (Atlas(name="my-lobes", image=RAW / "lobes.nii.gz", table=RAW / "lobes.tsv", space="template"),)
+GIVEN = {"23Na": RAW / "sub-01_from-23Na_to-T1w_mode-image_xfm.lta"}
 CASES: Mapping[str, Sequence[Session]] = {
     "ms": [ms()],
     "ms without masks": [ms(masks={})],
@@ -92,6 +100,8 @@ CASES: Mapping[str, Sequence[Session]] = {
     "stroke without the late visit": STROKE[:2],
     "stroke with the scanner's ADC": [replace(STROKE[0], dwi=None, adc=scan("sub-01_ses-acute", "ADC.nii.gz"))],
     "no sodium": [ms(sodium=None, kspace=None)],
+    "ms with tissues, an atlas and a transform of others": [ms(segmentations=SURFER, atlases=LOBES, transforms=GIVEN)],
+    "stroke with an atlas": [replace(visit, atlases=LOBES) for visit in STROKE],
     "two participants": [ms("sub-01"), ms("sub-02")],
 }
 
@@ -213,6 +223,44 @@ def test_the_sodium_image_goes_through_the_body_coil_and_the_head_coil_to_the_t1
     }
 
 
+def test_an_internal_reference_waits_for_the_segmentation_and_draws_no_vials() -> None:
+    config = load(settings=["calibration.source=csf"])
+    (task,) = (task for task in tasks_of([ms()], config) if task.name == "quantify")
+    assert "sub-01.parcellate" in task.after
+    assert task.files.vial_masks == ()
+    assert task.files.fluid.fluid.name == "sub-01_label-CSF_probseg.nii.gz"
+    (task,) = (task for task in tasks_of([ms()]) if task.name == "quantify")
+    assert "sub-01.parcellate" not in task.after
+    assert task.files.fluid is None
+
+
+def test_eyes_are_read_where_their_mask_was_drawn() -> None:
+    config = load(settings=["calibration.source=vitreous"])
+    for space, frame in (("", "T1w"), ("space-23Na_", "23Na")):
+        mask = scan("sub-01", f"{space}label-vitreous_mask.nii.gz", tree="derivatives/rois")
+        (task,) = (task for task in tasks_of([ms(masks={"vitreous": (mask,)})], config) if task.name == "quantify")
+        assert (task.files.fluid.frame, task.files.fluid.transform is None) == (frame, frame == "23Na")
+
+
+def test_maps_of_the_coil_reach_the_calibration_and_the_fit_reads_what_they_correct() -> None:
+    maps = {name: scan("sub-01", f"acq-23Na_{name.upper().replace('MAP', 'map')}.nii.gz", datatype="fmap")
+            for name in ("tb1map", "rb1map")}  # fmt: skip
+    tasks = {task.name: task for task in tasks_of([ms(**maps)])}
+    fields = tasks["quantify"].files.fields
+    assert (fields.tb1map, fields.rb1map) == (maps["tb1map"].path, maps["rb1map"].path)
+    assert tasks["quantify"].files.corrected.name == "sub-01_acq-23Na_part-real_desc-corrected_PDw.nii.gz"
+    assert tasks["extract"].files.real == tasks["quantify"].files.corrected
+    off = load(settings=["calibration.transmit=off", "calibration.receive=off"])
+    plain = {task.name: task for task in tasks_of([ms(**maps)], off)}
+    assert plain["quantify"].files.fields.rb1map is None
+    assert plain["quantify"].files.corrected is None
+    assert plain["extract"].files.real.name.endswith("part-real_desc-recon_PDw.nii.gz")
+    coil = scan("sub-01", "acq-23NaVolume_PDw.nii.gz")
+    divided = {task.name: task for task in tasks_of([ms(kspace=None, sodium_reference=coil, **maps)])}
+    # the array image is divided by that of the volume coil already
+    assert divided["quantify"].files.fields.rb1map is None
+
+
 def test_a_session_with_a_problem_is_passed_over_and_the_others_go_on() -> None:
     bad = ms("sub-02", problem=DataError("is broken"))
     assert {task.group for task in tasks_of([ms("sub-01"), bad, ms("sub-03")])} == {"sub-01", "sub-03"}
@@ -237,6 +285,46 @@ def test_a_visit_without_a_t1w_image_is_no_anatomy() -> None:
     assert reference_session([image_only()]) is None
 
 
+# ---- what others have made ---------------------------------------------------------------------------------------
+
+
+def named(tasks: Sequence[Task], name: str) -> Any:
+    (task,) = (task for task in tasks if task.name == name)
+    return task
+
+
+def test_the_first_segmentation_is_taken_and_every_file_of_it_is_an_input() -> None:
+    task = named(tasks_of([ms(segmentations=SURFER)]), "parcellate")
+    assert task.files.external.name == "fast"
+    assert {"pve_GM.nii.gz", "aseg.mgz"} <= {path.name for path in task.inputs}
+    assert "deep grey matter that of freesurfer" in task.params.choice[0]
+    assert named(tasks_of([ms()]), "parcellate").files.external is None
+
+
+def test_an_atlas_makes_a_region_table_without_any_lesion() -> None:
+    task = named(tasks_of([ms(atlases=LOBES)]), "extract")
+    assert task.files.roi_table is not None
+    assert {"lobes.nii.gz", "lobes.tsv"} <= {path.name for path in task.inputs}
+    written = {path.name for path in task.outputs}
+    assert {f"sub-01_space-T1w_atlas-mylobes_dseg{end}" for end in (".nii.gz", ".tsv")} <= written
+    assert named(tasks_of([ms()]), "extract").files.roi_table is None
+
+
+def test_a_given_transform_replaces_the_whole_way_of_its_image() -> None:
+    links = {link.name: link for link in named(tasks_of([ms(transforms=GIVEN)]), "align").files.links}
+    assert (links["23Na"].given, links["23Na"].to) == (GIVEN["23Na"], "anatomy")
+    assert links["PDT2body"].given is None
+    plain = {link.name: link for link in named(tasks_of([ms()]), "align").files.links}
+    assert (plain["23Na"].given, plain["23Na"].to) == (None, "PDT2body")
+
+
+def test_transforms_are_also_written_as_asked() -> None:
+    task = named(tasks_of([ms()], load(settings=['run.transform_formats=["fsl", "lta"]'])), "align")
+    assert {f"sub-01_from-23Na_to-T1w_mode-image_xfm{end}" for end in (".txt", ".mat", ".lta")} <= {
+        path.name for path in task.outputs
+    }
+
+
 # ---- settings ---------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +337,9 @@ def test_a_visit_without_a_t1w_image_is_no_anatomy() -> None:
         ("calibration.line=intercept", {"quantify"}),
         ("diffusion.same_shell_s_mm2=10.0", {"diffusion"}),
         ("registration.iterations=3", {"align", "template"}),
+        ("registration.path=chain", {"align", "template"}),
+        ("mirror.method=plane", {"template"}),
+        ("reference.csf_mmol_l=145.0", {"quantify"}),
         ("partialvolume.csf_mmol_l=120.0", {"extract"}),
         ("regions.minimum_ml=2.0", {"parcellate", "extract"}),
         ("run.random_seed=3", {"parcellate"}),

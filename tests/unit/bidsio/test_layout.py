@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bids_sodium.bidsio.layout import Dataset, index, read_rows
-from bids_sodium.core.errors import ConfigError, DataError
+from bids_sodium.core.errors import ConfigError, DataError, UsageError
 
 SODIUM = {
     "ResonantNucleus": "23Na",
@@ -172,8 +172,9 @@ def test_a_faulty_filter_file_is_a_configuration_error(make: Make, tmp_path: Pat
         index(sodium(make), filters=filters)
 
 
-def test_masks_and_tissue_maps_come_only_from_named_derivatives(make: Make, tmp_path: Path) -> None:
+def test_masks_segmentations_and_atlases_come_only_from_named_derivatives(make: Make, tmp_path: Path) -> None:
     root = sodium(make, "sub-01/ses-1/anat/sub-01_ses-1_acq-23Na_PDw")
+    make("sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz")
     rois = tmp_path / "rois"
     for name in (
         "sub-01/ses-1/anat/sub-01_ses-1_label-L_desc-rater1_mask.nii.gz",
@@ -182,21 +183,65 @@ def test_masks_and_tissue_maps_come_only_from_named_derivatives(make: Make, tmp_
         "sub-01/anat/sub-01_label-GM_probseg.nii.gz",
         "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_label-WM_probseg.nii.gz",
         "sub-01/anat/sub-01_desc-aseg_dseg.nii.gz",
+        "sub-01/anat/sub-01_atlas-lobes_dseg.nii.gz",
+        "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_atlas-lobes_dseg.nii.gz",
         "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
         "sub-01/ses-2/anat/sub-01_ses-2_label-ionic_mask.nii.gz",
         "sub-02/anat/sub-02_label-L_mask.nii.gz",
     ):
         (rois / name).parent.mkdir(parents=True, exist_ok=True)
         (rois / name).touch()
-    assert not only(index(root)).masks
+    plain = only(index(root))
+    assert not plain.masks
+    assert not plain.segmentations
+    assert not plain.atlases
     session = only(index(root, derivatives={"rois": rois}))
     assert {label: [m.entities.get("desc") for m in masks] for label, masks in session.masks.items()} == {
         "L": ["rater1", "rater2"],
         "brain": ["brain"],
     }
-    assert sorted(session.tissue_maps) == ["GM", "aseg"]
+    (found,) = session.segmentations
+    # grey matter alone is no segmentation, so that the labels are taken
+    assert (found.name, found.kind) == ("rois", "labels")
+    assert [path.name for path in found.paths] == ["sub-01_desc-aseg_dseg.nii.gz", "sub-01_desc-brain_mask.nii.gz"]
+    assert [(atlas.name, atlas.space) for atlas in session.atlases] == [("lobes", "T1w")]
     with pytest.raises(DataError, match="not a folder"):
         index(root, derivatives={"rois": tmp_path / "nowhere"})
+
+
+def test_transforms_of_others_are_found_by_the_frame_they_come_from(make: Make, tmp_path: Path) -> None:
+    root = sodium(make, "sub-01/ses-1/anat/sub-01_ses-1_acq-23Na_PDw")
+    make("sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz")
+    for name in ("from-sodium_to-T1w", "from-dwi_to-T1w", "from-orig_to-T1w", "from-T1w_to-MNI152NLin2009aSym"):
+        path = tmp_path / "xfms" / "sub-01" / "ses-1" / f"sub-01_ses-1_{name}_mode-image_xfm.lta"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = only(index(root, derivatives={"xfms": tmp_path / "xfms"})).transforms
+    assert {frame: path.name for frame, path in found.items()} == {
+        "23Na": "sub-01_ses-1_from-sodium_to-T1w_mode-image_xfm.lta",
+        "dwi": "sub-01_ses-1_from-dwi_to-T1w_mode-image_xfm.lta",
+    }
+
+
+def test_atlases_of_the_command_line_lie_where_their_names_say(make: Make, tmp_path: Path) -> None:
+    root = sodium(make, "sub-01/anat/sub-01_acq-23Na_PDw")
+    names = {"a": "tpl-MNI152NLin2009aSym_dseg", "b": "tpl-MNI152NLin6Asym_dseg", "c": "mine", "d": "space-T1w_dseg"}
+    for name in (*names.values(), "space-fsaverage_dseg"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "mine.tsv").touch()
+    places = {key: tmp_path / f"{name}.nii.gz" for key, name in names.items()}
+    found = only(index(root, atlases=list(places.items()))).atlases
+    assert [atlas.space for atlas in found] == ["template", "template", "template", "T1w"]
+    assert [atlas.table for atlas in found] == [None, None, tmp_path / "mine.tsv", None]
+    assert "off by 2 to 5 mm" in found[1].note
+    assert "states no space" in found[2].note
+    for odd, kind, message in (
+        ([("x", tmp_path / "none.nii.gz")], DataError, "no such atlas"),
+        ([("x", tmp_path / "space-fsaverage_dseg.nii.gz")], DataError, "space fsaverage"),
+        ([("x", places["a"]), ("x", places["b"])], UsageError, "two atlases are named x"),
+    ):
+        with pytest.raises(kind, match=message):
+            index(root, atlases=odd)
 
 
 def test_choice_of_participants_and_sessions(make: Make) -> None:
@@ -352,3 +397,33 @@ def test_cost_of_a_participant_does_not_grow_with_their_number(make: Make) -> No
         root = sodium(make, f"sub-{i:03d}/anat/sub-{i:03d}_acq-23Na_PDw")
     few, many = min(seconds(20) for _ in range(3)), min(seconds(200) for _ in range(3))
     assert many < 40 * few
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "hours"),
+    [("4.5", None, 4.5), ("270", "min", 4.5), ("90", "days", 2160.0), ("16200", "s", 4.5), ("12", "hours", 12.0)],
+)
+def test_onset_is_read_in_the_units_of_its_sidecar(make: Make, value: str, units: str | None, hours: float) -> None:
+    sodium(make, "sub-01/ses-1/anat/sub-01_ses-1_acq-23Na_PDw")
+    root = make("sub-01/sub-01_sessions.tsv", f"session_id\tonset_to_scan_h\nses-1\t{value}\n")
+    if units is not None:
+        make("sub-01/sub-01_sessions.json", json.dumps({"onset_to_scan_h": {"Units": units}}))
+    (session,) = index(root).sessions
+    assert session.onset_to_scan_h == pytest.approx(hours)
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "match"),
+    [
+        ("-3", "h", "-3 h after onset"),
+        ("0", "h", "0 h after onset"),
+        ("40000", "h", "40000 h after onset"),
+        ("5", "fortnights", "units 'fortnights'"),
+    ],
+)
+def test_onset_that_cannot_be_is_refused(make: Make, value: str, units: str, match: str) -> None:
+    sodium(make, "sub-01/ses-1/anat/sub-01_ses-1_acq-23Na_PDw")
+    make("sessions.json", json.dumps({"onset_to_scan_h": {"Units": units}}))
+    root = make("sub-01/sub-01_sessions.tsv", f"session_id\tonset_to_scan_h\nses-1\t{value}\n")
+    with pytest.raises(DataError, match=match):
+        index(root)

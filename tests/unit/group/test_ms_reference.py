@@ -53,7 +53,7 @@ def as_list(value: Any) -> list[Any]:
 @pytest.fixture(scope="module")
 def study() -> Study:
     data = pd.read_csv(CASE / "data.tsv", sep="\t", na_values="n/a", keep_default_na=False)
-    params = MsParams(n_resamples=200, selection_resamples=5)
+    params = MsParams(n_resamples=200, selection_resamples=5, penalised_repeats=0)
     return analyse(long_form(data), params, np.random.default_rng(0))
 
 
@@ -128,6 +128,16 @@ def test_20_backward_eliminations(study: Study) -> None:
         assert here["n"] == case["n"]
         assert here["entered"] == ", ".join(as_list(case["entered"])), key
         assert here["retained"] == ", ".join(as_list(case["retained"])), key
+        seen = case["diagnostics"]
+        assert here["cook_participant"] == seen["cook_argmax"]
+        for name in ("cook_max", "leverage_max", "shapiro_W", "shapiro_p", "bp_koenker", "bp_p", "dffits_max"):
+            ours = {"shapiro_W": "shapiro_w", "bp_koenker": "koenker", "bp_p": "koenker_p"}.get(name, name)
+            assert here[ours] == pytest.approx(seen[name], rel=1e-7), (key, name)
+        robust = table.data["robust"]
+        robust = robust[(robust["subset"] == subset) & (robust["outcome"] == outcome)].set_index("term")
+        for term, value in seen["hc3_se"].items():
+            if term != "(Intercept)":
+                assert robust.loc[term, "se_hc3"] == pytest.approx(value, rel=1e-8)
         final = case["final"]
         assert here["r2"] == pytest.approx(final["r2"], rel=1e-8)
         assert here["adjusted_r2"] == pytest.approx(final["adj_r2"], rel=1e-8)

@@ -13,11 +13,12 @@ from bids_sodium.core.tables import GROUP_RESULT
 from bids_sodium.group.results import Study, check_rows
 from bids_sodium.group.stroke import StrokeParams, analyse
 from bids_sodium.simulate.cohort import stroke_cohort
+from bids_sodium.simulate.fate import fate_cells, rater_table
 
-FAST = StrokeParams(n_resamples=200)
+FAST = StrokeParams(n_resamples=200, second_effects=())
 NAMES = [
     "exclusions", "regions", "sigmoid", "adc", "courses", "regions_time", "volumes", "prediction", "correlations",
-    "planning",
+    "prognosis", "raters", "planning",
 ]  # fmt: skip
 
 
@@ -25,9 +26,15 @@ def cohort(seed: int = 3, n: int = 15) -> pd.DataFrame:
     return stroke_cohort(np.random.default_rng(seed), n=n).table
 
 
+def whole(table: pd.DataFrame) -> Study:
+    """Analyse a table together with the raters of the whole cohort."""
+    raters = rater_table(np.random.default_rng(1), stroke_cohort(np.random.default_rng(3)))
+    return analyse(table, StrokeParams(n_resamples=200), np.random.default_rng(0), raters=raters)
+
+
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return analyse(cohort(), FAST, np.random.default_rng(0))
+    return whole(cohort())
 
 
 def rows(study: Study, name: str, **match: str) -> pd.DataFrame:
@@ -95,6 +102,20 @@ def test_sigmoid_is_read_with_its_intervals(study: Study) -> None:
     assert (curves["ci_low"] <= curves["ci_high"])[curves["ci_low"].notna()].all()
 
 
+def test_two_random_effects_give_every_subject_a_curve(study: Study) -> None:
+    for second in ("delay", "rate"):
+        found = rows(study, "sigmoid", model=f"sigmoid, random asymptote and {second}")
+        assert {"AIC", "SD within subjects (%)", "f(70 h) (%)"} <= set(found["term"])
+    curves = study["sigmoid"].data["subjects"]
+    assert curves["model"].nunique() == 3
+    own = curves[(curves["model"] == "sigmoid, random asymptote and delay") & (curves["contrast"] == "na")]
+    points = study["sigmoid"].data["points"]
+    assert own["participant_id"].nunique() == points.loc[points["contrast"] == "na", "participant_id"].nunique()
+    assert own["ci_low"].le(own["value"]).all()
+    # dashed outside a subject's own scans
+    assert own.groupby("participant_id")["inside"].mean().lt(1.0).all()
+
+
 def test_extrapolation_is_named(study: Study) -> None:
     last = study["sigmoid"].data["points"]["t_h"].max()
     notes = rows(study, "sigmoid", model="sigmoid", term="f(70 h) (%)")["note"]
@@ -146,16 +167,16 @@ def test_pooled_scans_are_told_from_subjects(study: Study) -> None:
 
 
 def test_the_same_seed_gives_the_same_study(study: Study) -> None:
-    again = analyse(cohort(), FAST, np.random.default_rng(0))
+    again = whole(cohort())
     for a, b in zip(study.analyses, again.analyses, strict=True):
         pd.testing.assert_frame_equal(a.results, b.results)
 
 
-def test_order_of_rows_does_not_matter(study: Study) -> None:
+def test_order_of_rows_does_not_matter() -> None:
     shuffled = cohort().sample(frac=1.0, random_state=1)
-    again = analyse(shuffled, FAST, np.random.default_rng(0))
+    before, again = (analyse(table, FAST, np.random.default_rng(0)) for table in (cohort(), shuffled))
     for name in ("sigmoid", "volumes", "adc"):
-        left, right = study[name].results, again[name].results
+        left, right = before[name].results, again[name].results
         keys = ["model", "subset", "outcome", "term", "method"]
         merged = left.merge(right, on=keys, suffixes=("", "_again"))
         assert len(merged) == len(left)
@@ -239,6 +260,41 @@ def test_what_cannot_be_computed_is_said_and_the_rest_is_done(
 def test_a_table_of_another_study_is_refused() -> None:
     with pytest.raises(DataError, match="missing column"):
         analyse(pd.DataFrame({"participant_id": ["sub-01"]}))
+
+
+def test_prognosis_from_regions_says_what_it_is(study: Study) -> None:
+    prognosis = study["prognosis"]
+    assert "split by the outcome" in prognosis.text
+    areas = rows(study, "prognosis", term="AUC")
+    assert ((areas["ci_low"] <= areas["estimate"]) & (areas["estimate"] <= areas["ci_high"])).all()
+    assert set(areas["subset"]) == {"all scans", "early window", "late window"}
+    units = prognosis.data["units"]
+    assert set(units["converted"]) == {0.0, 1.0}
+    assert prognosis.data["patients"]["predicted_ml"].isna().all()
+
+
+def test_prognosis_from_cells_forecasts_volumes() -> None:
+    made = stroke_cohort(np.random.default_rng(3), 8)
+    cells = fate_cells(np.random.default_rng(5), made)
+    unknown = cells["participant_id"] == "sub-03"
+    cells.loc[unknown, "necrosis_share"] = np.nan
+    study = analyse(made.table, FAST, np.random.default_rng(0), cells=cells)
+    patients = study["prognosis"].data["patients"]
+    assert not study["prognosis"].left_out
+    known = patients[(patients["subset"] == "all scans") & (patients["model"] == "sodium + ADC")]
+    truth = cells[~unknown].assign(ml=cells["necrosis_share"] * cells["volume_ml"])
+    sums = truth.groupby(["participant_id", "session_id"])["ml"].sum()
+    found = known.set_index(["participant_id", "session_id"])["observed_ml"]
+    pd.testing.assert_series_equal(found.sort_index(), sums.sort_index(), check_names=False)
+    forecast = patients[patients["subset"] == "no outcome"]
+    assert set(forecast["participant_id"]) == {"sub-03"}
+    assert (forecast["predicted_ml"] > 0).all()
+    assert forecast["observed_ml"].isna().all()
+
+
+def test_one_rater_is_no_agreement() -> None:
+    study = analyse(cohort(n=3), FAST, np.random.default_rng(0))
+    assert study["raters"].left_out == "no region was drawn by more than one rater"
 
 
 @pytest.mark.parametrize("n", [3, 4, 6])

@@ -201,3 +201,16 @@ def test_diffusion_gives_back_its_coefficient() -> None:
     adc = -np.log(series.data[..., 1:] / series.data[..., :1]) / series.bval_s_mm2[1:]
     assert adc == pytest.approx(0.72e-3, rel=1e-4)
     assert np.allclose(np.linalg.norm(series.bvec[:, 1:], axis=0), 1.0)
+
+
+def test_ratio_of_two_inversion_times_does_not_mix_linearly() -> None:
+    names = ("CSF", "CGM", "NAWM", "mix")
+    shares = np.array([[1.0, 0, 0, 0.5], [0, 1.0, 0, 0.5], [0, 0, 1.0, 0]], np.float32)
+    grid = Grid.centred((4, 1, 1), 1.0)
+    volumes = {n: Volume(shares[i].reshape(4, 1, 1), grid, "1") for i, n in enumerate(names[:3])}
+    level = dict(zip(names, contrast(healthy_head(anatomy_of(volumes)), "UNIT1").ravel(), strict=True))
+    assert 0 <= level["CSF"] < level["CGM"] < level["NAWM"] < 1000
+    # half fluid, half cortex looks like 80 % fluid
+    assert (level["mix"] - level["CSF"]) / (level["CGM"] - level["CSF"]) < 0.35
+    nothing = {n: Volume(np.zeros((4, 1, 1), np.float32), grid, "1") for n in names[:3]}
+    np.testing.assert_allclose(contrast(healthy_head(anatomy_of(nothing)), "UNIT1"), 0.0, atol=1e-3)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.stats.curves import compare_curves, fit_curve, fit_random_asymptote, fit_sigmoid, local_linear
+from bids_sodium.stats.curves import (
+    compare_curves,
+    fit_curve,
+    fit_random_asymptote,
+    fit_sigmoid,
+    fit_two_random,
+    local_linear,
+)
 
 HOURS = np.array([4.0, 6.0, 9.0, 12.0, 16.0, 20.0, 24.0, 30.0, 38.0, 46.0, 55.0, 65.0])
 RIPPLE = np.array([1.0, -1.5, 0.8, 1.2, -0.7, -1.1, 1.4, -0.2, 0.6, -1.0, 0.5, -0.4])
@@ -60,10 +67,90 @@ def test_profile_and_cluster_need_what_they_need() -> None:
         fit.value_at(24.0, cluster=True)
     with pytest.raises(DataError, match="before onset"):
         fit.value_at(-1.0)
-    straight = fit_sigmoid(HOURS, 2 * HOURS + 0.1 * RIPPLE)
-    assert straight.limit == "power"
-    with pytest.raises(EstimationError, match="no profile"):
-        straight.profile_value(70.0)
+    with pytest.raises(EstimationError, match="needs groups"):
+        fit.profile_value(70.0, cluster=True)
+
+
+@pytest.mark.parametrize(
+    ("percent", "limit"), [(2 * HOURS + 0.1 * RIPPLE, "power"), (50.0 - 0.05 * HOURS + 0.1 * RIPPLE, "constant")]
+)
+def test_a_limit_still_has_profiles_of_its_values(percent: np.ndarray, limit: str) -> None:
+    fit = fit_sigmoid(HOURS, percent)
+    assert fit.limit == limit
+    interval = fit.profile_value(48.0)
+    assert interval.low <= fit.value_at(48.0).value <= interval.high
+    assert interval.high - interval.low < 4.0
+
+
+def test_groups_widen_the_profile_and_never_narrow_it() -> None:
+    noisy = PERCENT + 8 * RIPPLE
+    fit = fit_sigmoid(HOURS, noisy, groups=np.repeat(np.arange(6), 2))
+    plain, wide = fit.profile_value(48.0), fit.profile_value(48.0, cluster=True)
+    assert wide.low < plain.low < plain.high < wide.high
+    for value in (wide.low + 0.01, wide.high - 0.01):
+        assert fit.allows(48.0, value, cluster=True)
+    for value in (wide.low - 0.01, wide.high + 0.01):
+        assert not fit.allows(48.0, value, cluster=True)
+
+
+RANDOM = np.random.default_rng(11)
+MANY_T = RANDOM.uniform(4, 70, (40, 3))
+MANY_TOP, MANY_LATE = RANDOM.normal(70, 15, 40), np.exp(np.log(20) + RANDOM.normal(0, 0.5, 40))
+MANY_Y = MANY_TOP[:, None] / (1 + (MANY_LATE[:, None] / MANY_T) ** 2) + RANDOM.normal(0, 4, (40, 3))
+MANY_WHO = np.repeat([f"s{i:02d}" for i in range(40)], 3)
+
+
+def test_two_random_effects_recover_what_subjects_were_made_from() -> None:
+    fit = fit_two_random(MANY_T.ravel(), MANY_Y.ravel(), MANY_WHO)
+    assert fit.converged
+    assert not fit.singular
+    assert abs(fit.asymptote - 70) < 3 * fit.asymptote_se
+    assert abs(fit.log_t50 - np.log(20)) < 3 * fit.log_t50_se
+    assert fit.sd_second == pytest.approx(0.5, rel=0.35)
+    assert fit.sd_asymptote == pytest.approx(15, rel=0.35)
+    assert fit.p_second < 1e-6
+    assert np.corrcoef(fit.subject_asymptote, MANY_TOP)[0, 1] > 0.7
+    assert np.corrcoef(fit.subject_second, np.log(MANY_LATE))[0, 1] > 0.8
+    value = fit.value_at([24.0, 70.0])
+    assert (np.asarray(value.ci_low) < np.asarray(value.value)).all()
+    own = fit.subject_curve("s03", [24.0, 70.0])
+    assert (np.asarray(own.se) > 0).all()
+    with pytest.raises(DataError, match="no subject"):
+        fit.subject_curve("s99", 24.0)
+
+
+@pytest.mark.parametrize("second", ["delay", "rate"])
+def test_quadrature_equals_the_integral_over_both_effects(second: str) -> None:
+    """One subject's likelihood, by brute force over asymptote and second effect."""
+    from scipy.stats import norm
+
+    from bids_sodium.stats._two_random import _Likelihood
+
+    t, y = np.array([8.0, 30.0, 55.0]), np.array([12.0, 40.0, 66.0])
+    theta = np.array([70.0, np.log(18.0), np.log(1.8), np.log(5.0), np.log(14.0), np.log(0.4)])
+    b, c = np.linspace(-90, 90, 1201), np.linspace(-3.2, 3.2, 1201)
+    late = theta[1] + (c if second == "delay" else 0 * c)
+    steep = np.exp(theta[2] + (c if second == "rate" else 0 * c))
+    h = 1 / (1 + np.exp(-steep * (np.log(t)[:, None] - late)))
+    density = norm.pdf(b / 14.0)[:, None] / 14.0 * norm.pdf(c / 0.4) / 0.4
+    for i in range(3):
+        density = density * norm.pdf(y[i], (70.0 + b)[:, None] * h[i], 5.0)
+    exact = float(np.log(density.sum() * (b[1] - b[0]) * (c[1] - c[0])))
+    wide = _Likelihood(np.log(t), y, np.zeros(3, dtype=np.intp), second, 25)  # type: ignore[arg-type]
+    start = wide.start(70.0, theta[1], 1.8, 5.0, 14.0, theta[5])
+    assert -wide.negative(start) == pytest.approx(exact, abs=1e-5)
+    laplace = _Likelihood(np.log(t), y, np.zeros(3, dtype=np.intp), second, 1)  # type: ignore[arg-type]
+    assert -laplace.negative(start) == pytest.approx(exact, abs=0.1)
+
+
+def test_without_variance_the_second_effect_is_the_random_asymptote() -> None:
+    same = MANY_TOP[:, None] / (1 + (20 / MANY_T) ** 2) + 0.05 * MANY_Y
+    one = fit_random_asymptote(MANY_T.ravel(), same.ravel(), MANY_WHO)
+    two = fit_two_random(MANY_T.ravel(), same.ravel(), MANY_WHO, second="rate")
+    assert two.loglik >= one.loglik - 1e-6
+    assert two.loglik_asymptote == one.loglik
+    with pytest.raises(DataError, match="second effect"):
+        fit_two_random(MANY_T.ravel(), same.ravel(), MANY_WHO, second="both")  # type: ignore[arg-type]
 
 
 def test_missing_rows_are_counted() -> None:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from bids_sodium.core.data import Grid, Volume
-from bids_sodium.core.errors import EstimationError, GeometryError
-from bids_sodium.tissue.filling import FillingParams, fill
+from bids_sodium.core.errors import DataError, EstimationError, GeometryError
+from bids_sodium.tissue.filling import FillingParams, check_lesions, fill
 
 SHAPE = (60, 60, 60)
 PARAMS = FillingParams()
+METHODS = (PARAMS, FillingParams(method="patch"))
 
 
 def scene(noise: float = 20.0) -> tuple[Volume, np.ndarray, np.ndarray, np.ndarray]:
@@ -25,9 +26,10 @@ def scene(noise: float = 20.0) -> tuple[Volume, np.ndarray, np.ndarray, np.ndarr
     return Volume(seen.astype(np.float32), Grid.centred(SHAPE, 1.0)), lesions, white, clean
 
 
-def test_fill_recovers_the_white_matter_and_its_noise() -> None:
+@pytest.mark.parametrize("params", METHODS, ids=lambda params: params.method)
+def test_fill_recovers_the_white_matter_and_its_noise(params: FillingParams) -> None:
     t1w, lesions, white, clean = scene()
-    filled = fill(t1w, lesions, white, PARAMS, np.random.default_rng(1))
+    filled = fill(t1w, lesions, white, params, np.random.default_rng(1))
     inside = lesions & (white > 0.5)
     error = (filled.data - clean)[inside]
     assert abs(error.mean()) < 4.0
@@ -50,9 +52,10 @@ def test_partial_lesion_is_replaced_by_its_share() -> None:
     np.testing.assert_allclose(half.data, 0.5 * (t1w.data + whole.data), rtol=0.02)
 
 
-def test_same_seed_same_fill() -> None:
+@pytest.mark.parametrize("params", METHODS, ids=lambda params: params.method)
+def test_same_seed_same_fill(params: FillingParams) -> None:
     t1w, lesions, white, _ = scene()
-    first, second = (fill(t1w, lesions, white, PARAMS, np.random.default_rng(7)).data for _ in range(2))
+    first, second = (fill(t1w, lesions, white, params, np.random.default_rng(7)).data for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -76,3 +79,50 @@ def test_errors_say_what_is_missing() -> None:
         fill(t1w, lesions[1:], white, PARAMS, np.random.default_rng(0))
     with pytest.raises(EstimationError, match="only 0 voxels"):
         fill(t1w, lesions, np.zeros(SHAPE), PARAMS, np.random.default_rng(0))
+
+
+def test_patches_continue_a_texture_that_single_residuals_break() -> None:
+    """Waves of eight voxels, ten times the noise: neighbours in a patch go together."""
+    x = np.indices(SHAPE)[0]
+    stripes = 20.0 * np.sin(2 * np.pi * x / 8.0 + 0.3)
+    noise = np.random.default_rng(3).normal(0, 2, SHAPE)
+    lesions = np.linalg.norm(np.indices(SHAPE) - 30.0, axis=0) < 4
+    clean = 800.0 + stripes
+    image = Volume(np.where(lesions, 300.0, clean + noise).astype(np.float32), Grid.centred(SHAPE, 1.0))
+    wrong = {}
+    for params in METHODS:
+        filled = fill(image, lesions, np.ones(SHAPE), params, np.random.default_rng(0)).data
+        wrong[params.method] = np.abs((filled - clean)[lesions]).mean()
+    assert wrong["patch"] < 0.6 * wrong["convolution"]
+
+
+@pytest.mark.parametrize("params", METHODS, ids=lambda params: params.method)
+def test_image_with_nan_is_filled_from_what_is_known(params: FillingParams) -> None:
+    t1w, lesions, white, clean = scene()
+    holes = np.array(t1w.data)
+    holes[::7, ::7, ::7] = np.nan
+    filled = fill(t1w.with_data(holes), lesions, white, params, np.random.default_rng(1)).data
+    inside = lesions & (white > 0.5) & np.isfinite(holes)
+    assert np.isfinite(filled[inside]).all()
+    assert abs((filled - clean)[inside].mean()) < 4.0
+
+
+def test_lesions_that_cannot_be_of_this_brain_are_refused() -> None:
+    brain = np.linalg.norm(np.indices((20, 20, 20)) - 10.0, axis=0) < 8
+    small = np.zeros(brain.shape)
+    check_lesions(small, brain, 0.001)
+    small[9:12, 9:12, 9:12] = 0.4
+    check_lesions(small, brain, 0.001)
+    away = np.zeros(brain.shape, bool)
+    away[:3, :3, :3] = True
+    for lesions, kind, message in (
+        (brain[1:], GeometryError, "has shape"),
+        (255.0 * small, DataError, "run from 0 to 102"),
+        (np.where(small > 0, np.nan, 0.0), DataError, "nan"),
+        (-small, DataError, "run from -0.4"),
+        (brain, DataError, "is the mask inverted"),
+        (~brain, DataError, "is the mask inverted"),
+        (away, GeometryError, "100 % of 0.0 mL of lesions lie outside the brain"),
+    ):
+        with pytest.raises(kind, match=message):
+            check_lesions(lesions, brain, 0.001)

@@ -14,7 +14,7 @@ from bids_sodium.tissue.segmentation import LABELS, Segmentation, SegmentationPa
 
 VOXEL_MM = 3.0
 SHAPE = (64, 64, 64)
-PARAMS = SegmentationParams(bias_correction=False, nlm_strength=0.0)
+PARAMS = SegmentationParams(bias_correction=False, denoising=0.0, brain_mask="template")
 R = np.linalg.norm(np.indices(SHAPE) - 31.5, axis=0) * VOXEL_MM
 WM, GM, VENTRICLE = (R >= 24) & (R < 58), (R >= 58) & (R < 66), R < 24
 CSF = VENTRICLE | ((R >= 66) & (R < 72))

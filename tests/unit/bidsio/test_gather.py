@@ -1,0 +1,67 @@
+"""What the group level gathers from participants' tables and the dataset's clinical tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bids_sodium.bidsio.files import write_table
+from bids_sodium.bidsio.gather import beside_group_table, gather
+from bids_sodium.core.tables import FATE, QC, RATERS, ROI_TSC
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    output, raw = tmp_path / "out", tmp_path / "raw"
+    for session, hours in (("ses-acute", 9.0), ("ses-subacute", 40.0)):
+        folder = output / "sub-01" / session / "anat"
+        folder.mkdir(parents=True)
+        ids = {"participant_id": "sub-01", "session_id": session}
+        stem = f"sub-01_{session}_acq-23Na"
+        row = {**ids, "onset_to_scan_h": hours, "roi": "ionic", "contrast": "na", "method": "raw", "kept": 1}
+        write_table(folder / f"{stem}_desc-roi_tsc.tsv", [row], ROI_TSC)
+        write_table(folder / f"{stem}_desc-qc_tsc.tsv", [{**ids, "measure": "x", "value": 1.0}], QC)
+        cell = {**ids, "onset_to_scan_h": hours, "cell": 1, "na_percent": 20.0, "adc_percent": -30.0}
+        write_table(folder / f"{stem}_desc-fate_tsc.tsv", [cell], FATE)
+    (raw / "sub-01").mkdir(parents=True)
+    (raw / "sub-01" / "sub-01_sessions.tsv").write_text(
+        "session_id\tonset_to_scan_h\tnihss\tmrs\n"
+        "ses-acute\t540\t8\tn/a\nses-subacute\t2400\t5\tn/a\nses-m3\t129600\t2\t3\n"
+    )
+    (raw / "sessions.json").write_text(json.dumps({"onset_to_scan_h": {"Units": "min"}}))
+    return output, raw
+
+
+def test_the_rankin_score_of_a_visit_without_a_scan_follows_the_patient(folders: tuple[Path, Path]) -> None:
+    table, *_ = gather(*folders)
+    assert table["session_id"].tolist() == ["ses-acute", "ses-subacute"]
+    assert table["mrs"].tolist() == [3.0, 3.0]
+
+
+def test_a_score_taken_at_scans_stays_with_its_visit(folders: tuple[Path, Path]) -> None:
+    table, *_ = gather(*folders)
+    assert table["nihss"].tolist() == [8.0, 5.0]
+
+
+def test_times_are_in_hours_whatever_the_sidecar_says(folders: tuple[Path, Path]) -> None:
+    output, raw = folders
+    for path in output.rglob("*_desc-roi_tsc.tsv"):
+        pd.read_csv(path, sep="\t").assign(onset_to_scan_h="n/a").to_csv(path, sep="\t", index=False)
+    table, *_ = gather(output, raw)
+    assert table["onset_to_scan_h"].tolist() == [9.0, 40.0]
+
+
+def test_tables_beside_the_long_one_are_gathered_and_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    output, raw = folders
+    found = beside_group_table(output, raw)
+    assert set(found) == {"cells"}
+    assert found["cells"]["session_id"].tolist() == ["ses-acute", "ses-subacute"]
+    assert (output / "group_fate.tsv").is_file()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    row = {"participant_id": "sub-01", "label": "ionic", "rater_a": "a", "rater_b": "b", "dice": 0.9}
+    write_table(alone / "group_raters.tsv", [row], RATERS)
+    assert set(beside_group_table(tmp_path / "none", alone)) == {"raters"}
