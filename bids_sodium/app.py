@@ -328,10 +328,18 @@ def _norms(options: argparse.Namespace, config: Config) -> Any:
     """Return the user's norms of clinical scores, if there are any."""
     if options.norms is None:
         return None
-    _only_ms(config)
+    _only_ms(config, "--norms turns scores", "leave it out")
     norms = read_table(options.norms)
     NORMS.require(norms.columns, where=str(options.norms), columns=("score", "mean", "sd"))
     return norms
+
+
+def _scanners(options: argparse.Namespace, config: Config) -> Any:
+    """Return the table of a travelling phantom, if there is one."""
+    if options.scanners is None:
+        return None
+    _only_ms(config, "--scanners at the group level makes concentrations", "changes in percent need no factor")
+    return read_table(options.scanners)
 
 
 def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -> int:
@@ -339,8 +347,13 @@ def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -
     from bids_sodium.group import ms
 
     _only_ms(config)
-    norms = _norms(options, config)
-    found = ms.summarise(table, config.ms, default_site=options.site or options.bids_dir.absolute().name, norms=norms)
+    found = ms.summarise(
+        table,
+        config.ms,
+        default_site=options.site or options.bids_dir.absolute().name,
+        norms=_norms(options, config),
+        scanners=_scanners(options, config),
+    )
     place = options.output_dir / SUMMARIES
     write_json(place, {"SummaryVersion": 1, "Study": "ms", "Summaries": [one.as_dict() for one in found]})
     withheld = sum(one.moments is None for one in found)
@@ -348,12 +361,9 @@ def _export_summaries(options: argparse.Namespace, table: Any, config: Config) -
     return 0
 
 
-def _only_ms(config: Config) -> None:
+def _only_ms(config: Config, what: str = "summaries are", hint: str = "share group_tsc.tsv of a stroke study") -> None:
     if config.run.study != "ms":
-        raise ConfigError(
-            f"summaries are of the MS study, --study is {config.run.study}",
-            hint="share group_tsc.tsv of a stroke study",
-        )
+        raise ConfigError(f"{what} of the MS study, --study is {config.run.study}", hint=hint)
 
 
 def _from_summaries(options: argparse.Namespace, config: Config, terminal: _Terminal) -> int:
@@ -361,6 +371,17 @@ def _from_summaries(options: argparse.Namespace, config: Config, terminal: _Term
     from bids_sodium.group import ms
 
     _only_ms(config)
+    given = {
+        "--norms": options.norms,
+        "--scanners": options.scanners,
+        "ms.site_factors": config.ms.site_factors or None,
+    }
+    late = [name for name, value in given.items() if value is not None]
+    if late:
+        raise ConfigError(
+            f"{', '.join(late)} with --from-summaries: sums cannot be changed any more",
+            hint="give it at the sites, with --export-summaries",
+        )
     folder: Path = options.from_summaries
     places = sorted(folder.rglob("*.json")) if folder.is_dir() else []
     shared: list[ms.Summary] = []
@@ -421,19 +442,25 @@ def _analyse(study: str, table: Any, config: Config, options: argparse.Namespace
     from bids_sodium.bidsio.gather import beside_group_table
 
     rng = np.random.default_rng(config.run.random_seed)
+    norms, scanners = _norms(options, config), _scanners(options, config)
     if study == "stroke":
         from bids_sodium.group import stroke
 
         return stroke.analyse(table, config.stroke, rng, **beside_group_table(options.output_dir, options.bids_dir))
     from bids_sodium.group import ms
 
-    return ms.analyse(table, config.ms, rng, norms=_norms(options, config))
+    return ms.analyse(table, config.ms, rng, norms=norms, scanners=scanners)
 
 
 def _write_study(
     output: Path, study: Study, *, settings: Mapping[str, Any], not_joined: Iterable[tuple[str, str]] = ()
 ) -> None:
-    """Write every analysis with its data, and the index that the report reads."""
+    """Write every analysis with its data, and the index that the report reads, in the place of an earlier run's."""
+    if (output / GROUP_INDEX).is_file():
+        for earlier in read_json(output / GROUP_INDEX)["Analyses"]:
+            for name in (earlier["Name"], *(f"{earlier['Name']}_{key}" for key in earlier["Data"])):
+                for ending in ("tsv", "json"):
+                    (output / f"group_{name}.{ending}").unlink(missing_ok=True)
     listed = []
     for analysis in study.analyses:
         entry: dict[str, Any] = {

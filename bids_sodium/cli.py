@@ -32,7 +32,8 @@ __all__ = ["ProgressLine", "build_parser", "configure", "container", "main", "ov
 LEVELS = ("participant", "group")
 _STATE = ".bids_sodium"
 PVC_METHODS = (
-    "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "mlts", "paper",
+    "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "estc", "mlts",
+    "paper",
 )  # fmt: skip
 """The methods of `bids_sodium.tissue.partialvolume`, said here too, so that ``--help`` imports nothing."""
 

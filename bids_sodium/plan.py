@@ -176,7 +176,8 @@ class _Participant:
             unit=session.unit,
             group=session.participant_id,
             function=function,
-            files=files,
+            # a derivative dataset that this step does not read leaves its key alone
+            files=replace(files, roots=self.roots.holding(inputs)),
             params=params,
             inputs=inputs,
             outputs=written,
@@ -491,9 +492,7 @@ class _Participant:
         for session in self.sessions:
             for label in (*MS_LESIONS, *STROKE_REGIONS):
                 for scan in session.masks.get(label, ()):
-                    frame = _frame(scan)
-                    own = "T1w" if session is reference or session.t1w is None else align.SESSION
-                    name = own if frame in {align.SESSION, "T1w"} else frame
+                    name = _mask_frame(session, reference, scan)
                     transform = None if name == "T1w" else aligned.get(session.unit, {}).get(name)
                     if transform is None and name != "T1w":
                         continue
@@ -709,6 +708,7 @@ class _Participant:
             onset_to_scan_h=session.onset_to_scan_h,
             omissions=(
                 *_omissions(session, reference, stroke, lesions),
+                *_unreached(session, reference, here),
                 *self._unregularised(session, aligned),
             ),
             metadata=_metadata(session),
@@ -807,9 +807,29 @@ def _frame(mask: Scan) -> str:
     return SODIUM if space in _SPACES_OF_SODIUM else space
 
 
+def _mask_frame(session: Session, reference: Session, mask: Scan) -> str:
+    """Return the same where the T1w image is that of the anatomy or of the session itself."""
+    frame = _frame(mask)
+    if frame not in {align.SESSION, "T1w"}:
+        return frame
+    return "T1w" if session is reference or session.t1w is None else align.SESSION
+
+
 def _label(expression: str) -> str:
     words = {"&": "And", "|": "Or", "-": "Minus"}
     return "".join(words.get(letter, letter) for letter in expression if letter not in " ()")
+
+
+def _unreached(session: Session, reference: Session | None, aligned: Mapping[str, Path]) -> tuple[tuple[str, str], ...]:
+    """Return the masks of lesions and regions that lie in a frame that no image of the session has."""
+    if reference is None:
+        return ()
+    return tuple(
+        (f"region {label}", f"{scan.path.name} lies in the frame {frame}, of which the session has no image")
+        for label in (*MS_LESIONS, *STROKE_REGIONS)
+        for scan in session.masks.get(label, ())
+        if (frame := _mask_frame(session, reference, scan)) != "T1w" and frame not in aligned
+    )
 
 
 def _omissions(
@@ -824,12 +844,12 @@ def _omissions(
         found.append(("tissue fractions, tissue table and template space", "the participant has no T1w image"))
         if session.anatomy is None:
             found.append(("registration of the sodium image", "the session has no proton image"))
-    if not stroke:
+    if not stroke and session.masks.keys().isdisjoint(STROKE_REGIONS):
         what = "delineated regions" if reference is not None and reference.atlases else "region table"
         found.append((what, "no masks of ionic, cytotoxic or necrosis were given with --derivatives"))
-    elif _LATE not in stroke:
+    elif stroke and _LATE not in stroke:
         found.append(("regions of final necrosis", "no mask of necrosis was given for any session"))
-    if not lesions:
+    if not lesions and session.masks.keys().isdisjoint(MS_LESIONS):
         found.append(("lesion classes of the tissue table", "no masks of T2lesion or T1hypo were given"))
     if session.dwi is None and session.adc is None:
         found.append(("ADC", "the session has no diffusion images"))

@@ -67,12 +67,28 @@ class Roots:
         >>> roots.uri(Path("/data/out/sub-01/anat/sub-01_desc-brain_mask.nii.gz"))
         'bids::sub-01/anat/sub-01_desc-brain_mask.nii.gz'
         """
+        holder = self._holder(path)
+        return path.name if holder is None else f"bids:{holder[0]}:{path.relative_to(holder[1]).as_posix()}"
+
+    def holding(self, paths: Iterable[Path]) -> Roots:
+        """Return the same without the derivative datasets that hold none of the files; their URIs stay.
+
+        A step that gets only the datasets it reads from does not change when another one is added.
+
+        Examples
+        --------
+        >>> roots = Roots(output=Path("/out"), derivatives=(("fast", Path("/fast")), ("rois", Path("/rois"))))
+        >>> roots.holding([Path("/rois/sub-01/anat/sub-01_label-T2lesion_mask.nii.gz")]).derivatives
+        (('rois', PosixPath('/rois')),)
+        """
+        used = {self._holder(path) for path in paths}
+        return dataclasses.replace(self, derivatives=tuple(entry for entry in self.derivatives if entry in used))
+
+    def _holder(self, path: Path) -> tuple[str, Path] | None:
+        """Return name and root of the deepest dataset that holds a file: outputs often lie inside the input."""
         named = [("", self.output), *([] if self.raw is None else [("raw", self.raw)]), *self.derivatives]
-        # The deepest dataset that holds the file: outputs and derivatives often lie inside the input.
-        for name, root in sorted(named, key=lambda entry: len(entry[1].parts), reverse=True):
-            if path.is_relative_to(root):
-                return f"bids:{name}:{path.relative_to(root).as_posix()}"
-        return path.name
+        holders = [entry for entry in named if path.is_relative_to(entry[1])]
+        return max(holders, key=lambda entry: len(entry[1].parts), default=None)
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ __all__ = ["beside_group_table", "gather", "group_table", "write_group_table"]
 
 _FRACTIONS = ("bpf", "gmf", "wmf", "tiv_ml", "t2lv_ml", "t1lv_ml")
 _CSF = ("csf_sensitivity_CGM", "csf_sensitivity_DGM", "csf_sensitivity_NAWM")
+_SCANNER = "scanner_factor"
 _ONE_ROW = ["participant_id", "session_id"]
 _BESIDE: Mapping[str, tuple[str, Table]] = {
     "cells": ("fate", FATE),
@@ -97,10 +98,14 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any], lis
     for name in _ONE_ROW:
         table[name] = table[name].astype(object) if name in table else None
     dictionary: dict[str, Any] = {}
-    fractions = _fractions(output)
+    quality = _quality(output)
+    fractions = quality.drop(columns=_SCANNER, errors="ignore")
+    fractions = fractions[fractions.drop(columns=_ONE_ROW).notna().any(axis=1)]
     if not fractions.empty:
         one = fractions.drop_duplicates("participant_id", keep="last").drop(columns="session_id")
         table = table.merge(one, on="participant_id", how="left")
+    if _SCANNER in quality:
+        table = table.merge(quality[[*_ONE_ROW, _SCANNER]].astype({"session_id": object}), on=_ONE_ROW, how="left")
     left_out: list[tuple[str, str]] = []
     for path, keys in _clinical(bids_dir):
         try:
@@ -113,22 +118,24 @@ def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any], lis
     return table.reindex(columns=columns), dictionary, left_out
 
 
-def _fractions(output: Path) -> DataFrame:
-    """Return the brain fractions, and how far the CSF partition moves with the concentration that it takes for CSF.
+def _quality(output: Path) -> DataFrame:
+    """Return what the quality tables say of brain fractions, the CSF partition and the scanner's factor.
 
-    All sessions of a participant share one segmentation.
+    These are the fractions, how far the partition moves with the concentration that it takes for CSF, and the factor of
+    a travelling phantom that is in the concentrations. All sessions of a participant share one segmentation.
     """
     import pandas as pd
 
     rows = []
     for path in sorted(output.glob("sub-*/**/anat/*_acq-23Na_desc-qc_tsc.tsv")):
         quality = read_table(path, schema=QC)
-        found = quality[quality["measure"].isin([*_FRACTIONS, *_CSF])]
+        found = quality[quality["measure"].isin([*_FRACTIONS, *_CSF, _SCANNER])]
         if not found.empty:
             ids = {name: found[name].iloc[0] for name in _ONE_ROW}
             rows.append({**ids, **dict(zip(found["measure"], found["value"], strict=True))})
-    table = pd.DataFrame(rows, columns=[*_ONE_ROW, *_FRACTIONS, *_CSF])
-    return table.drop(columns=[name for name in _CSF if table[name].isna().all()]).rename(columns=str.lower)
+    table = pd.DataFrame(rows, columns=[*_ONE_ROW, *_FRACTIONS, *_CSF, _SCANNER])
+    unseen = [name for name in (*_CSF, _SCANNER) if table[name].isna().all()]
+    return table.drop(columns=unseen).rename(columns=str.lower)
 
 
 def _clinical(bids_dir: Path) -> list[tuple[Path, list[str]]]:

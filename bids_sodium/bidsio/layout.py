@@ -786,9 +786,14 @@ class _Reader:
             for file in tree.files:
                 if file.extension not in _IMAGES or not ("ses" not in file.entities or self._mine(file)):
                     continue
-                if file.suffix == "mask" and not _STANDARD_SPACE.match(file.entities.get("space", "")):
+                space = file.entities.get("space", "")
+                if file.suffix != "mask":
+                    continue
+                if not _STANDARD_SPACE.match(space):
                     key = next((file.entities[key] for key in ("label", "desc") if key in file.entities), file.suffix)
                     masks.setdefault(key, []).append(self._scan(file, name)[1])
+                elif "label" in file.entities:
+                    self.notes.append(f"{file.name} lies in {space} and is not used: draw it on an image of the person")
         return {key: tuple(_nearest(scans)) for key, scans in sorted(masks.items())}
 
     def _segmentations(self, t1w: Scan) -> tuple[External, ...]:

@@ -200,6 +200,7 @@ GROUP_TSC = Table(
         Column("tiv_ml", "Total intracranial volume", "mL"),
         Column("t2lv_ml", "T2 lesion volume", "mL"),
         Column("t1lv_ml", "T1-hypointense lesion volume", "mL"),
+        Column("scanner_factor", "Factor of a travelling phantom that is in the concentrations, n/a for none", "1"),
     ),
 )
 

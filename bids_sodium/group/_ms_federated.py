@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError, EstimationError, InternalError
+from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._ms_regressions import plans
 from bids_sodium.group._ms_sites import add_meta
 from bids_sodium.group._ms_view import MsParams, View, label, planned
-from bids_sodium.group.results import Analysis, Ledger, Study, empty_results, listing, plural, stopped, taken
+from bids_sodium.group.results import Analysis, Ledger, Study, attempted, listing, plural, taken
 from bids_sodium.stats.harmonization import Moments, fit_moments, moments, with_sites
 from bids_sodium.stats.regression import backward_moments
 
@@ -44,6 +45,8 @@ class Summary:
     ----------
     site : str
         Site.
+    method : str
+        Partial-volume method of the concentrations.
     kind : str
         ``"comparison"`` of two groups or ``"regression"`` of a score.
     subset, outcome : str
@@ -59,6 +62,7 @@ class Summary:
     """
 
     site: str
+    method: str
     kind: str
     subset: str
     outcome: str
@@ -78,6 +82,7 @@ class Summary:
         shared = self.moments
         return {
             "Site": self.site,
+            "Method": self.method,
             "Kind": self.kind,
             "Subset": self.subset,
             "Outcome": self.outcome,
@@ -110,6 +115,7 @@ class Summary:
                 shared = Moments(XtX=XtX, Xty=Xty, yty=float(values["yty"]), n=int(values["N"]))
             return cls(
                 site=str(values["Site"]),
+                method=str(values["Method"]),
                 kind=str(values["Kind"]),
                 subset=str(values["Subset"]),
                 outcome=str(values["Outcome"]),
@@ -123,7 +129,7 @@ class Summary:
             raise DataError(f"is no summary of a site ({error})", hint="export it again") from error
 
 
-def summaries(view: View, p: MsParams, *, default_site: str) -> tuple[Summary, ...]:
+def summaries(view: View, p: MsParams) -> tuple[Summary, ...]:
     """Return what the sites of a cohort may share.
 
     Parameters
@@ -132,8 +138,6 @@ def summaries(view: View, p: MsParams, *, default_site: str) -> tuple[Summary, .
         The cohort; its column ``site`` names the sites.
     p : MsParams
         What is compared.
-    default_site : str
-        Name of the site where there is no such column.
 
     Returns
     -------
@@ -141,9 +145,9 @@ def summaries(view: View, p: MsParams, *, default_site: str) -> tuple[Summary, .
         One for each site and model.
     """
     found: list[Summary] = []
-    site = view.people["site"].astype(str).to_numpy() if "site" in view.people else None
-    for name in [default_site] if site is None else sorted(set(site)):
-        here = np.ones(len(view.people), dtype=bool) if site is None else site == name
+    site = view.people["site"].astype(str).to_numpy()
+    for name in sorted(set(site)):
+        here = site == name
         for _, variable, covariates, pairs in planned(p):
             for first, second in pairs:
                 groups = view.members(first, p), view.members(second, p)
@@ -189,6 +193,7 @@ def _summary(
     tested = tuple(name for name in names if name in tuple(columns)[:n_tested])
     shared: dict[str, Any] = {
         "site": site,
+        "method": view.method,
         "kind": kind,
         "subset": subset,
         "outcome": outcome,
@@ -223,7 +228,7 @@ def analyse_summaries(shared: Sequence[Summary], params: MsParams | None = None)
     Raises
     ------
     DataError
-        If there is no summary, or a site shares one cell twice.
+        If there is no summary, a site shares one cell twice, or sites used different partial-volume methods.
     """
     p = params or MsParams()
     if not shared:
@@ -235,6 +240,13 @@ def analyse_summaries(shared: Sequence[Summary], params: MsParams | None = None)
                 f"site {one.site} shares {listing(one.cell)} twice", hint="keep one summary file of each site"
             )
         seen.add((one.site, one.cell))
+    methods = {one.site: one.method for one in shared}
+    if len(set(methods.values())) > 1:
+        raise DataError(
+            "concentrations by different partial-volume methods: "
+            + listing(f"{site} {method or 'not named'}" for site, method in methods.items()),
+            hint="export them with one ms.method at all sites",
+        )
     eliminations: dict[_Cell, Elimination[PooledModel]] = {}
     done = []
     for name, title, make in (
@@ -245,13 +257,7 @@ def analyse_summaries(shared: Sequence[Summary], params: MsParams | None = None)
         ("meta", "Meta-analysis of the sites' own estimates", _meta),
     ):
         ledger = Ledger(name, title, confidence=p.confidence)
-        try:
-            analysis = make(shared, p, ledger, eliminations)
-        except (DataError, EstimationError) as error:
-            analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
-        except InternalError as error:
-            analysis = stopped(name, title, error)
-        done.append(analysis)
+        done.append(attempted(name, title, partial(make, shared, p, ledger, eliminations)))
     return Study(study="ms", analyses=tuple(done))
 
 

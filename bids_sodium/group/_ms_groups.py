@@ -284,7 +284,8 @@ def _lesion_model(
 def methods(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, known: Known) -> Analysis:
     """Repeat the main group differences by every partial-volume method of the table."""
     del rng, known
-    found = [str(m) for m in view.long["method"].dropna().unique()] if "method" in view.long else []
+    tissues = view.long[view.long["tissue"].notna()]  # regions of an atlas have methods of their own
+    found = [str(m) for m in tissues["method"].dropna().unique()] if "method" in tissues else []
     methods = [*(m for m in METHODS if m in found), *sorted(set(found) - set(METHODS) - {"n/a"})]
     if len(methods) < 2:
         raise DataError(f"{plural(len(methods), 'partial-volume method')} in the table; 2 are needed to compare")

@@ -289,6 +289,8 @@ def bootstrap(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger,
     del view
     from bids_sodium.stats.regression import bca
 
+    if not known.eliminations:
+        raise EstimationError("no elimination could be made; see the univariable analyses")
     for (subset, outcome), found in known.eliminations.items():
         if not found.retained:
             ledger.skip(f"{outcome}, {subset}", "no candidate was retained")
@@ -382,6 +384,8 @@ def table3(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, kn
                 cells = half[i] if i < len(half) else dict.fromkeys(_CELLS, "")
                 row |= {f"{heads[subset]}: {key}": cells[key] for key in _CELLS}
             rows.append(row)
+    if not rows:
+        ledger.skip("", f"no concentration was retained in any of {plural(len(known.eliminations), 'final model')}")
     without = [label(o) for o in (*p.disability, *p.cognition) if not any(o in half for half in halves.values())]
     return ledger.close(
         data={"layout": pd.DataFrame(rows)},

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.core.errors import ConfigError, DataError, EstimationError
 from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, too_few
 from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bids_sodium.image.scanners import ScannerFactor
     from bids_sodium.stats.harmonization import SiteEffect
 
 __all__ = ["add_meta", "meta", "regions", "sites", "travelled"]
@@ -383,12 +384,14 @@ def _even(view: View, p: MsParams, names: Sequence[str]) -> tuple[View, pd.DataF
     return replace(view, people=even), pd.DataFrame(effects), how
 
 
-def travelled(table: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+def travelled(
+    table: pd.DataFrame, p: MsParams, scanners: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Return the long table with sites made equal, the factors, and what was done.
 
-    Factors come from `MsParams.site_factors` (a travelling phantom) or from people scanned at several sites, whose
-    concentrations must not depend on the site: log TSC = person and tissue + site, by weighted least squares over the
-    brain tissues.
+    Factors come from a travelling phantom (``scanners`` or `MsParams.site_factors`), else from people scanned at
+    several sites, whose concentrations must not depend on the site: log TSC = person and tissue + site, by weighted
+    least squares over the brain tissues.
 
     Parameters
     ----------
@@ -396,31 +399,33 @@ def travelled(table: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, pd.DataFr
         Long table in the form of ``group_tsc.tsv``.
     p : MsParams
         Factors that are given, and whether travelling people are used.
+    scanners : pandas.DataFrame, optional
+        Table of a travelling phantom, see `bids_sodium.image.scanners.scanner_factors`.
 
     Raises
     ------
+    ConfigError
+        If factors are given twice, or for rows that the participant level has multiplied with one.
     DataError
-        If a factor is given for a site that the table does not have.
+        If a factor is given for a site that the table does not have, or a travelling phantom has not been to a site.
+    EstimationError
+        If the readings of the travelling phantom do not determine its factors.
     """
     import pandas as pd
 
-    from bids_sodium.image.scanners import ScannerFactor, scanner_factors
+    from bids_sodium.image.scanners import scanner_factors
 
     empty = pd.DataFrame(columns=["site", "factor", "se", "n", "source"])
-    if "site" not in table:
-        return table, empty, []
-    site = table["site"].where(table["site"].notna() & (table["site"] != "n/a")).astype(object)
-    if p.site_factors:
-        unknown = sorted({name for name, _ in p.site_factors} - set(site.dropna().astype(str)))
-        if unknown:
-            raise DataError(f"factors of {listing(unknown)}, which no row names as its site", where="ms.site_factors")
-        factors = {
-            name: ScannerFactor(scanner=name, factor=value, se=0.0, n=1, source="given")
-            for name, value in p.site_factors
-        }
+    site = _named(table, "site")
+    if p.site_factors or scanners is not None:
+        if scanners is not None:  # as at the participant level, a scanner goes before its site
+            site = _named(table, "scanner").fillna(site)
+        factors = _phantom(table, site, p, scanners)
         words = f"concentrations of {plural(len(factors), 'site')} were multiplied with the factors given"
+    elif site.nunique() < 2:
+        return table, empty, []
     else:
-        rows, who = _readings(table, site) if p.travelling else ([], 0)
+        rows, who = _readings(table, site, p.method) if p.travelling else ([], 0)
         if who == 0:
             return table, empty, []
         if who < p.travelling_people:
@@ -453,18 +458,72 @@ def travelled(table: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, pd.DataFr
     return out, pd.DataFrame(found), [words]
 
 
-def _readings(table: pd.DataFrame, site: pd.Series) -> tuple[list[dict[str, Any]], int]:
+def _named(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return a column, NaN where nothing is said or there is none."""
+    import pandas as pd
+
+    if column not in table:
+        return pd.Series(np.nan, index=table.index, dtype=object)
+    return table[column].where(table[column].notna() & (table[column] != "n/a")).astype(object)
+
+
+def _phantom(
+    table: pd.DataFrame, site: pd.Series, p: MsParams, scanners: pd.DataFrame | None
+) -> dict[str, ScannerFactor]:
+    """Return the factors of a travelling phantom, each to be applied once."""
+    from bids_sodium.image.scanners import ScannerFactor, scanner_factors
+
+    where = "ms.site_factors" if scanners is None else "--scanners"
+    if scanners is None:
+        factors = {
+            name: ScannerFactor(scanner=name, factor=value, se=0.0, n=1, source="given")
+            for name, value in p.site_factors
+        }
+    elif p.site_factors:
+        raise ConfigError(
+            f"factors of {listing(name for name, _ in p.site_factors)} in ms.site_factors and a table of --scanners",
+            hint="give one of them, both would be multiplied in",
+        )
+    else:
+        rows = [{str(key): value for key, value in row.items()} for row in scanners.to_dict("records")]
+        factors = scanner_factors(rows, where=where)
+    names = site.where(site.isna(), site.astype(str))
+    unknown = sorted(set(factors) - set(names.dropna()))
+    if unknown and scanners is None:
+        raise DataError(f"factors of {listing(unknown)}, which no row names as its site", where=where)
+    known, made = names.isin(list(factors)), _named(table, "scanner_factor").notna()
+    if (known & made).any():
+        raise ConfigError(
+            f"the participant level has already multiplied {_told(table, names, known & made)} with a factor",
+            where=where,
+            hint="leave the factors out at the group level, or run the participant level without --scanners",
+        )
+    if scanners is not None and (~known & ~made).any():
+        raise DataError(
+            f"no factor for {_told(table, names, ~known & ~made)}; there are {listing(sorted(factors))}",
+            where=where,
+            hint="add their scanner or site: corrected and uncorrected concentrations must not meet in one analysis",
+        )
+    return factors
+
+
+def _told(table: pd.DataFrame, names: pd.Series, rows: pd.Series) -> str:
+    """Return the sites of some rows with their participants."""
+    who = table.loc[rows, "participant_id"].groupby(names[rows].fillna("no site")).nunique()
+    return listing(f"{name} ({plural(int(count), 'participant')})" for name, count in who.items())
+
+
+def _readings(table: pd.DataFrame, site: pd.Series, method: str) -> tuple[list[dict[str, Any]], int]:
     """Return one reading a scan of people scanned at several sites, and how many people these are.
 
     Tissues of one scan share the errors of its calibration, so that their geometric mean is one reading.
     """
     import pandas as pd
 
-    from bids_sodium.group.rows import choose_method
+    from bids_sodium.group.rows import of_method
 
     rows = table[table["tissue"].isin(_BRAIN) & site.notna()].assign(site=site)
-    chosen = choose_method(rows, "auto") if len(rows) else ""
-    rows = rows[rows["method"] == chosen] if chosen else rows
+    rows = of_method(rows, method)
     many = rows.groupby("participant_id")["site"].nunique()
     rows = rows[rows["participant_id"].isin(many.index[many > 1])]
     value = pd.to_numeric(rows["tsc_mmol_l"], errors="coerce")

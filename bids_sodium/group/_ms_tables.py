@@ -33,6 +33,8 @@ def participants(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledg
         )
     for note in view.notes:
         ledger.skip("participants", note)
+    for reason, count in view.excluded["reason"].value_counts().items():
+        ledger.skip("participants", f"{count} did not enter: {reason}")
     return ledger.close(
         data={"excluded": view.excluded, "points": view.people.reset_index()},
         text=f"{plural(len(view.people), 'participant')} entered; concentrations are those of the partial-volume "

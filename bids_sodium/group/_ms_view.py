@@ -85,7 +85,8 @@ class MsParams:
     """What the MS study compares, and how."""
 
     method: str = "auto"
-    """Partial-volume method of the rows that enter; ``auto`` takes glm, gtm, csf or raw, the first that is present."""
+    """Partial-volume method of the rows that enter, the same for all participants; ``auto`` takes local, glm, gtm, csf
+    or raw, the first that is present."""
 
     controls: str = "HC"
     """Group of the healthy controls."""
@@ -251,7 +252,10 @@ class View:
         if variable == "edss":
             if too_few(self, p, variable, (first, second)):
                 return float("nan")
-            test = ranks(self, p, variable, (first, second))
+            try:
+                test = ranks(self, p, variable, (first, second))
+            except EstimationError:
+                return float("nan")  # the comparisons say why
             return test.p_exact if np.isfinite(test.p_exact) else test.p_asymptotic
         for c in self.comparisons:
             if (c.variable, c.first, c.second) == (variable, first, second) and c.result is not None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_sodium.group._stroke_view import StrokeParams, joined, need, outcome
+from bids_sodium.group._stroke_view import StrokeParams, joined, need, need_points, outcome
 from bids_sodium.group.results import Analysis, Ledger, plural, taken
 from bids_sodium.group.rows import Scans
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_sodium.stats.curves import CurveValue, RandomAsymptote, Second, SigmoidFit, TwoRandomCurve
+    from bids_sodium.stats.curves import CurveValue, RandomCurve, Second, SigmoidFit
 
 __all__ = ["adc", "courses", "sigmoid"]
 
@@ -211,9 +211,6 @@ def _random_asymptote_rows(
     rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add the curve whose asymptote varies between subjects; return its band and every subject's curve."""
-    import pandas as pd
-    from scipy.stats import norm
-
     from bids_sodium.stats.curves import fit_random_asymptote
 
     who = rows["participant_id"].to_numpy()
@@ -227,26 +224,7 @@ def _random_asymptote_rows(
     }
     method = f"exact maximum likelihood, {plural(fit.n_subjects, 'subject')}"
     if fit.converged:
-        z = float(norm.ppf(0.5 + p.confidence / 2))
-        ledger.add(
-            **shared,
-            term="mean asymptote (%)",
-            estimate=fit.asymptote,
-            se=fit.asymptote_se,
-            **_around(fit.asymptote, z * fit.asymptote_se),
-            method=method,
-        )
-        for term, value, log_se in (("t50 (h)", fit.t50_h, fit.log_t50_se), ("delta", fit.delta, fit.log_delta_se)):
-            spread = np.exp(min(z * log_se, 700.0))
-            ledger.add(
-                **shared,
-                term=term,
-                estimate=value,
-                se=value * log_se,
-                ci_low=value / spread,
-                ci_high=value * spread,
-                method=f"{method}, Wald interval of the logarithm",
-            )
+        _add_typical(fit, shared, method, "", ledger)
         ledger.add(
             **shared,
             term="SD of the asymptote between subjects (%)",
@@ -267,17 +245,32 @@ def _random_asymptote_rows(
     ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
     _add_values(fit, rows, shared, method, note, p, ledger)
     grid = _grid(rows, p)
-    curves = [
-        _own_curve(rows, contrast, str(shared["model"]), name, grid, fit.subject_curve(name, grid)).assign(
-            asymptote_percent=asymptote if fit.converged else np.nan
-        )
-        for name, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True)
-    ]
-    return _band(contrast, "sigmoid, random asymptote", fit.value_at(grid)), pd.concat(curves, ignore_index=True)
+    model = str(shared["model"])
+    curves = _own_curves(
+        rows, contrast, model, fit, grid, value=[fit.subject_curve(name, grid) for name in fit.subjects]
+    )
+    return _band(contrast, model, fit.value_at(grid)), curves
+
+
+def _add_typical(fit: RandomCurve, shared: dict[str, Any], method: str, note: str, ledger: Ledger) -> None:
+    """Add asymptote, t50 and steepness of the typical subject."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.5 + fit.confidence / 2))
+    ledger.add(
+        **shared, term="mean asymptote (%)", estimate=fit.asymptote, se=fit.asymptote_se,
+        **_around(fit.asymptote, z * fit.asymptote_se), method=method, note=note,
+    )  # fmt: skip
+    for term, value, log_se in (("t50 (h)", fit.t50_h, fit.log_t50_se), ("delta", fit.delta, fit.log_delta_se)):
+        spread = np.exp(min(z * log_se, 700.0))
+        ledger.add(
+            **shared, term=term, estimate=value, se=value * log_se, ci_low=value / spread, ci_high=value * spread,
+            method=f"{method}, Wald interval of the logarithm", note=note,
+        )  # fmt: skip
 
 
 def _add_values(
-    fit: RandomAsymptote | TwoRandomCurve,
+    fit: RandomCurve,
     rows: pd.DataFrame,
     shared: dict[str, Any],
     method: str,
@@ -297,23 +290,39 @@ def _add_values(
         )
 
 
-def _own_curve(rows: pd.DataFrame, contrast: str, model: str, name: str, grid: _Array, value: object) -> pd.DataFrame:
-    """One subject's curve; ``inside`` marks the times between the subject's own scans."""
+def _own_curves(
+    rows: pd.DataFrame,
+    contrast: str,
+    model: str,
+    fit: RandomCurve,
+    grid: _Array,
+    *,
+    value: list[Any],
+    **limits: list[Any],
+) -> pd.DataFrame:
+    """Every subject's curve, one list entry a subject; ``inside`` marks times between the subject's own scans."""
     import pandas as pd
 
-    own = rows.loc[rows["participant_id"] == name, "t_h"]
-    inside = ((grid >= own.min()) & (grid <= own.max())).astype(int)
-    named = {"contrast": contrast, "model": model, "participant_id": name}
-    return pd.DataFrame({**named, "t_h": grid, "value": value, "inside": inside})
+    own = rows.groupby("participant_id")["t_h"].agg(["min", "max"]).loc[list(fit.subjects)].to_numpy()
+    known = fit.subject_asymptote if fit.converged else np.full(fit.n_subjects, np.nan)
+    return pd.DataFrame(
+        {
+            "contrast": contrast,
+            "model": model,
+            "participant_id": np.repeat(fit.subjects, grid.size),
+            "t_h": np.tile(grid, fit.n_subjects),
+            "value": np.ravel(value),
+            "inside": ((grid >= own[:, :1]) & (grid <= own[:, 1:])).astype(int).ravel(),
+            **{name: np.ravel(values) for name, values in limits.items()},
+            "asymptote_percent": np.repeat(known, grid.size),
+        }
+    )
 
 
 def _two_random_rows(
     rows: pd.DataFrame, contrast: str, second: Second, p: StrokeParams, ledger: Ledger
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add the curve whose asymptote and delay or rate vary; return its band and every subject's curve."""
-    import pandas as pd
-    from scipy.stats import norm
-
     from bids_sodium.stats.curves import fit_two_random
 
     fit = fit_two_random(
@@ -329,18 +338,7 @@ def _two_random_rows(
     name = "ln t50" if second == "delay" else "ln delta"
     note = f"no variance of {name} between subjects is seen: as the random asymptote alone" if fit.singular else ""
     if fit.converged:
-        z = float(norm.ppf(0.5 + p.confidence / 2))
-        half = z * fit.asymptote_se
-        ledger.add(
-            **shared, term="mean asymptote (%)", estimate=fit.asymptote, se=fit.asymptote_se,
-            **_around(fit.asymptote, half), method=method, note=note,
-        )  # fmt: skip
-        for term, value, log_se in (("t50 (h)", fit.t50_h, fit.log_t50_se), ("delta", fit.delta, fit.log_delta_se)):
-            spread = np.exp(min(z * log_se, 700.0))
-            ledger.add(
-                **shared, term=term, estimate=value, se=value * log_se, ci_low=value / spread, ci_high=value * spread,
-                method=f"{method}, Wald interval of the logarithm", note=note,
-            )  # fmt: skip
+        _add_typical(fit, shared, method, note, ledger)
     else:
         note = "the likelihood has no inner maximum, so no interval is given"
     ledger.add(**shared, term="SD of the asymptote between subjects (%)", estimate=fit.sd_asymptote, method=method)
@@ -353,15 +351,12 @@ def _two_random_rows(
     ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
     _add_values(fit, rows, shared, method, note, p, ledger)
     grid = _grid(rows, p)
-    curves = []
-    for subject, asymptote in zip(fit.subjects, fit.subject_asymptote, strict=True):
-        at = fit.subject_curve(subject, grid)
-        curves.append(
-            _own_curve(rows, contrast, model, subject, grid, at.value).assign(
-                ci_low=at.ci_low, ci_high=at.ci_high, asymptote_percent=asymptote if fit.converged else np.nan
-            )
-        )
-    return _band(contrast, model, fit.value_at(grid)), pd.concat(curves, ignore_index=True)
+    at = [fit.subject_curve(subject, grid) for subject in fit.subjects]
+    curves = _own_curves(
+        rows, contrast, model, fit, grid, value=[own.value for own in at], ci_low=[own.ci_low for own in at],
+        ci_high=[own.ci_high for own in at],
+    )  # fmt: skip
+    return _band(contrast, model, fit.value_at(grid)), curves
 
 
 def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
@@ -422,6 +417,7 @@ def courses(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledg
 
     from bids_sodium.stats.curves import local_linear
 
+    need_points(view)
     kept: dict[str, list[pd.DataFrame]] = {"points": [], "curves": []}
     for (contrast, roi), rows in view.points.groupby(["contrast", "roi"], sort=False):
         with ledger.part(f"{roi}, {contrast}"):

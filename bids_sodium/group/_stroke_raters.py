@@ -15,12 +15,12 @@ from bids_sodium.group.rows import Scans, numeric
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["raters"]
+__all__ = ["agreement"]
 
 _NUMBERS = ("dice", "hausdorff95_mm", "volume_a_ml", "volume_b_ml")
 
 
-def raters(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
+def agreement(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
     """Dice, Hausdorff distance, intraclass correlation and Bland-Altman limits of every region."""
     del rng
     if view.raters is None or not len(view.raters):

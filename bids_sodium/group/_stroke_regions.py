@@ -9,7 +9,7 @@ import numpy as np
 
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.group._planning import add_sizes
-from bids_sodium.group._stroke_view import WINDOW, StrokeParams, joined, need, outcome, per_subject
+from bids_sodium.group._stroke_view import WINDOW, StrokeParams, joined, need, need_points, outcome, per_subject
 from bids_sodium.group.results import Analysis, Ledger, mean_of, plural
 from bids_sodium.group.rows import Scans
 
@@ -48,6 +48,7 @@ def exclusions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: L
 def regions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
     """Mean change of every region, contrast and window, one value a subject, against zero."""
     del rng
+    need_points(view)
     for (contrast, window), block in view.points.groupby(["contrast", "window"], sort=False):
         start = len(ledger)
         for roi, rows in block.groupby("roi", sort=False):

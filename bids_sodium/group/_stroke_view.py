@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.group._planning import TrialParams
-from bids_sodium.group.results import plural
+from bids_sodium.group.results import listing, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["WINDOW", "StrokeParams", "joined", "need", "outcome", "per_subject"]
+    from bids_sodium.group.rows import Scans
+
+__all__ = ["WINDOW", "StrokeParams", "joined", "need", "need_points", "outcome", "per_subject"]
 
 
 _OUTCOME = {"na": "sodium signal change (%)", "tsc": "TSC change (%)", "adc": "ADC change (%)"}
@@ -27,7 +29,8 @@ class StrokeParams:
     """What the stroke study compares, and how."""
 
     method: str = "auto"
-    """Partial-volume method of the rows that enter; ``auto`` takes glm, gtm, csf or raw, the first that is present."""
+    """Partial-volume method of the rows that enter, the same for all participants; ``auto`` takes local, glm, gtm, csf
+    or raw, the first that is present."""
 
     early_h: tuple[float, float] = (0.0, 24.0)
     """Early window, in h after onset: above the first number, up to the second (the stroke paper)."""
@@ -86,6 +89,17 @@ class StrokeParams:
 def need(count: int, least: int, what: str) -> None:
     if count < least:
         raise EstimationError(f"{plural(count, 'subject')} with {what}; {least} are needed")
+
+
+def need_points(view: Scans) -> None:
+    """Say how many rows were left out for which reason where none enters."""
+    if len(view.points):
+        return
+    told = view.excluded["reason"].str.replace(r"-?\d+(\.\d+)?", "...", regex=True).value_counts()
+    raise EstimationError(
+        f"none of {len(view.excluded)} rows of regions enters: "
+        + listing(f"{count} {reason}" for reason, count in told.items())
+    )
 
 
 def outcome(contrast: str) -> str:

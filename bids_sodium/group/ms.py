@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError, EstimationError, InternalError
 from bids_sodium.group._ms_change import change
 from bids_sodium.group._ms_checks import adjustment, imputation, penalised
 from bids_sodium.group._ms_clinical import clinical, scores
@@ -23,7 +23,7 @@ from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, t
 from bids_sodium.group._ms_sites import meta, regions, sites, travelled
 from bids_sodium.group._ms_tables import participants, table1, table2
 from bids_sodium.group._ms_view import Known, MsParams, View, compare, label
-from bids_sodium.group.results import Analysis, Ledger, Study, empty_results, stopped
+from bids_sodium.group.results import Analysis, Ledger, Study, attempted
 from bids_sodium.group.rows import persons
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def analyse(
     rng: np.random.Generator | None = None,
     *,
     norms: pd.DataFrame | None = None,
+    scanners: pd.DataFrame | None = None,
 ) -> Study:
     """Run every analysis of the MS study on a long table.
 
@@ -53,6 +54,8 @@ def analyse(
         Source of resamples; one with a fixed seed where none is given.
     norms : pandas.DataFrame, optional
         Norms of raw clinical scores in the form of `bids_sodium.core.tables.NORMS`.
+    scanners : pandas.DataFrame, optional
+        Readings or factors of a travelling phantom, see `bids_sodium.image.scanners.scanner_factors`.
 
     Returns
     -------
@@ -65,7 +68,10 @@ def analyse(
     Raises
     ------
     DataError
-        If a column that every analysis needs is absent, no row belongs to a tissue, or one row occurs twice.
+        If a column that every analysis needs is absent, no row belongs to a tissue, one row occurs twice, or factors
+        and sites do not fit together.
+    ConfigError
+        If factors of a travelling phantom would be applied twice.
 
     Examples
     --------
@@ -78,24 +84,23 @@ def analyse(
     """
     p = params or MsParams()
     generator = np.random.default_rng(0) if rng is None else rng
-    view = _view(table, p, norms)
+    view = _view(table, p, norms, scanners)
     view = replace(view, comparisons=tuple(compare(view, p)))
     done = []
     known = Known()
     for name, title, make in _ANALYSES:
         ledger = Ledger(name, title, confidence=p.confidence)
-        try:
-            analysis = make(view, p, generator, ledger, known)
-        except (DataError, EstimationError) as error:
-            analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
-        except InternalError as error:
-            analysis = stopped(name, title, error)
-        done.append(analysis)
+        done.append(attempted(name, title, partial(make, view, p, generator, ledger, known)))
     return Study(study="ms", analyses=tuple(done))
 
 
 def summarise(
-    table: pd.DataFrame, params: MsParams | None = None, *, default_site: str, norms: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    params: MsParams | None = None,
+    *,
+    default_site: str,
+    norms: pd.DataFrame | None = None,
+    scanners: pd.DataFrame | None = None,
 ) -> tuple[Summary, ...]:
     """Return what a site may share instead of its rows.
 
@@ -107,7 +112,7 @@ def summarise(
         What is compared.
     default_site : str
         Name of the site where the table has no column ``site``.
-    norms : pandas.DataFrame, optional
+    norms, scanners : pandas.DataFrame, optional
         As for `analyse`.
 
     Returns
@@ -117,15 +122,17 @@ def summarise(
 
     Raises
     ------
-    DataError
+    DataError, ConfigError
         As `analyse`.
     """
     p = params or MsParams()
-    return summaries(_view(table, p, norms), p, default_site=default_site)
+    if "site" not in table:
+        table = table.assign(site=default_site)
+    return summaries(_view(table, p, norms, scanners), p)
 
 
-def _view(table: pd.DataFrame, p: MsParams, norms: pd.DataFrame | None) -> View:
-    table, factors, made_equal = travelled(table, p)
+def _view(table: pd.DataFrame, p: MsParams, norms: pd.DataFrame | None, scanners: pd.DataFrame | None) -> View:
+    table, factors, made_equal = travelled(table, p, scanners)
     read = persons(table, method=p.method, group_aliases=p.group_aliases)
     people, notes = scores(read.table, p, norms)
     return View(

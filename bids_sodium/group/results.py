@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,13 @@ __all__ = [
     "Analysis",
     "Ledger",
     "Study",
+    "attempted",
     "check_pools",
     "check_rows",
     "empty_results",
     "listing",
     "mean_of",
     "plural",
-    "stopped",
     "taken",
 ]
 
@@ -246,17 +246,29 @@ def check_pools(summary: pd.DataFrame, pools: Mapping[str, Sequence[str]], *, wh
     return summary
 
 
-def stopped(name: str, title: str, error: InternalError) -> Analysis:
-    """Return the analysis that its self-test has stopped, with the reason.
+def attempted(name: str, title: str, make: Callable[[], Analysis]) -> Analysis:
+    """Return an analysis, or why the data do not allow it or its self-test has stopped it; the others go on.
 
     Parameters
     ----------
     name, title : str
         Those of the analysis.
-    error : InternalError
-        What contradicts itself, and where.
+    make : callable
+        Makes it.
+
+    Examples
+    --------
+    >>> def none():
+    ...     raise EstimationError("2 subjects; 3 are needed")
+    >>> attempted("volumes", "Volumes", none).left_out
+    '2 subjects; 3 are needed'
     """
-    reason = f"{SELF_TEST}: {error.where}: {error.what}" if error.where else f"{SELF_TEST}: {error.what}"
+    try:
+        return make()
+    except (DataError, EstimationError) as error:
+        reason = error.what
+    except InternalError as error:
+        reason = ": ".join(part for part in (SELF_TEST, error.where, error.what) if part)
     return Analysis(name=name, title=title, results=empty_results(), left_out=reason)
 
 

@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bids_sodium.core.errors import DataError
+from bids_sodium.group.results import listing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["METHODS", "TISSUE_COLUMN", "Persons", "Scans", "choose_method", "female", "numeric", "persons", "scans"]
+__all__ = [
+    "METHODS",
+    "TISSUE_COLUMN",
+    "Persons",
+    "Scans",
+    "choose_method",
+    "female",
+    "numeric",
+    "of_method",
+    "persons",
+    "scans",
+]
 
-METHODS = ("glm", "gtm", "csf", "raw")
-"""Partial-volume methods, the first present is the one analysed by default."""
+METHODS = ("local", "glm", "gtm", "csf", "raw")
+"""Partial-volume methods, the first present is the one analysed by default: ``local`` is the one to quote at the
+participant level, the regions of lesions have ``gtm`` and ``raw``; any further method is taken by name only."""
 
 _WOMEN = frozenset({"f", "female", "woman", "w"})
 _MEN = frozenset({"m", "male", "man"})
@@ -137,14 +150,14 @@ def female(values: pd.Series) -> pd.Series:
 
 
 def choose_method(table: pd.DataFrame, wanted: str) -> str:
-    """Return the partial-volume method whose rows enter: the wanted one, else the best that the table has.
+    """Return the partial-volume method whose rows enter, one for all participants, so that all are read alike.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Rows with a column ``method``.
     wanted : str
-        A method, or ``auto`` for the first of `METHODS` that is present.
+        A method, or ``auto`` for the first of `METHODS` that any participant has.
 
     Raises
     ------
@@ -214,12 +227,12 @@ def scans(
     rows = every[of_lesions].copy()
     if not len(rows):
         raise DataError("no row belongs to a region of interest", where="group table", hint="give lesion masks with -d")
-    rows, chosen = _of_method(rows, method)
+    rows["reason"] = rows["reason"].fillna("").astype(str) if "reason" in rows else ""
+    rows, chosen, without = _of_method(rows, method)
     rows["percent"] = numeric(rows["percent_change"], where="column percent_change")
     rows["volume_ml"] = numeric(rows["volume_ml"], where="column volume_ml") if "volume_ml" in rows else np.nan
     rows["kept"] = numeric(rows["kept"], where="column kept") if "kept" in rows else 1.0
-    rows["reason"] = rows["reason"].fillna("").astype(str) if "reason" in rows else ""
-    repeated = rows.duplicated(["participant_id", "session_id", "roi", "contrast"])
+    repeated = rows.duplicated(_REGION)
     if repeated.any():
         first = rows[repeated].iloc[0]
         raise DataError(
@@ -231,7 +244,7 @@ def scans(
     why = _why_out(rows, minimum_ml, late_h[1])
     keep = why == ""
     columns = ["participant_id", "session_id", "t_h", "window", "roi", "contrast", "percent", "volume_ml"]
-    excluded = rows.assign(reason=why)[~keep][["participant_id", "session_id", "roi", "contrast", "reason"]]
+    excluded = pd.concat([rows.assign(reason=why)[~keep], without])[[*_REGION, "reason"]]
     volumes = (
         rows[rows["volume_ml"].notna()]
         .drop_duplicates(["participant_id", "session_id", "roi"])[[*columns[:5], "volume_ml"]]
@@ -247,21 +260,51 @@ def scans(
     )
 
 
-def _of_method(rows: pd.DataFrame, wanted: str) -> tuple[pd.DataFrame, str]:
-    """Return the rows of the wanted method and what it is in words; a contrast that lacks it keeps its best one."""
+_REGION = ["participant_id", "session_id", "roi", "contrast"]
+
+
+def _of_method(rows: pd.DataFrame, wanted: str) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """Return the rows of the wanted method, what it is in words, and one row of every region that lacks it.
+
+    A contrast that no row has by the wanted method keeps its best one, as the ADC, which nothing corrects.
+    """
     import pandas as pd
 
     if "method" not in rows or not rows["method"].notna().any():
-        return rows, ""
+        return rows, "", rows.iloc[:0]
     choose_method(rows, wanted)  # a method that no row has is an error
-    parts, named = [], {}
+    parts, named, lost = [], {}, []
     for contrast, block in rows.groupby("contrast", sort=False):
-        has = (block["method"] == wanted).any()
-        named[str(contrast)] = choose_method(block, wanted if has else "auto")
-        parts.append(block[(block["method"] == named[str(contrast)]) | block["method"].isna()])
+        chosen = _or_best(block, wanted)
+        named[str(contrast)] = chosen
+        own = (block["method"] == chosen) | block["method"].isna()
+        parts.append(block[own])
+        rest = block[~own].drop_duplicates(_REGION).set_index(_REGION, drop=False)
+        rest = rest[~rest.index.isin(block[own].set_index(_REGION).index)]
+        lost.append(rest.assign(reason=rest["reason"].where(rest["reason"] != "", f"no value by method {chosen}")))
     different = set(named.values())
     words = "; ".join(f"{name} of {contrast}" for contrast, name in named.items())
-    return pd.concat(parts), different.pop() if len(different) == 1 else words
+    return pd.concat(parts), different.pop() if len(different) == 1 else words, pd.concat(lost)
+
+
+def _or_best(rows: pd.DataFrame, wanted: str) -> str:
+    """Return the wanted method where rows have it, else their best one; empty where they name none."""
+    has = "method" in rows and (rows["method"] == wanted).any()
+    return choose_method(rows, wanted if has else "auto")
+
+
+def of_method(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """Return the rows of the wanted method where they have it, else of their best one.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Rows, with a column ``method`` or without.
+    wanted : str
+        A method, or ``auto``.
+    """
+    chosen = _or_best(rows, wanted)
+    return rows[rows["method"] == chosen] if chosen else rows
 
 
 def _why_out(rows: pd.DataFrame, minimum_ml: float, last_h: float) -> pd.Series:
@@ -326,7 +369,14 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
     if not len(rows):
         raise DataError("no row belongs to a tissue", where="group table", hint="run the participant level first")
     chosen = choose_method(rows, method)
-    rows = rows[rows["method"] == chosen] if chosen else rows
+    left: list[tuple[str, str]] = []
+    if chosen:
+        own = rows["method"] == chosen
+        other = rows[~rows["participant_id"].isin(rows.loc[own, "participant_id"])]
+        for who, names in other.groupby("participant_id")["method"].unique().items():
+            told = listing(sorted(str(name) for name in names))
+            left.append((str(who), f"no concentration by method {chosen}; has {told}"))
+        rows = rows[own]
     notes: list[str] = []
     if "session_id" in rows:
         rows["session_id"] = rows["session_id"].fillna("n/a").astype(str)
@@ -365,23 +415,23 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         except DataError as error:
             notes.append(f"{column} could not be read: {error.what}")
     out = out.join(wide)
-    atlas = _atlas(table)
+    atlas = _atlas(table, method)
     if len(atlas.columns):
         out = out.join(atlas)
     without = out["group"].isna()
-    excluded = pd.DataFrame({"participant_id": out.index[without], "reason": "no group in participants.tsv"})
+    left += [(str(who), "no group in participants.tsv") for who in out.index[without]]
+    excluded = pd.DataFrame(left, columns=["participant_id", "reason"])
     return Persons(table=out[~without].copy(), method=chosen, excluded=excluded, notes=tuple(notes))
 
 
-def _atlas(table: pd.DataFrame) -> pd.DataFrame:
+def _atlas(table: pd.DataFrame, method: str) -> pd.DataFrame:
     """Return the concentrations of an atlas's regions, ``tsc_<atlas>:<region>``, of the first session."""
     import pandas as pd
 
     if not {"roi", "contrast", "ipsi"} <= set(table.columns):
         return pd.DataFrame()
     rows = table[(table["contrast"] == "tsc") & table["roi"].astype(str).str.contains(":", regex=False)]
-    chosen = choose_method(rows, "auto") if len(rows) else ""
-    rows = rows[rows["method"] == chosen] if chosen else rows
+    rows = of_method(rows, method)
     if not len(rows):
         return pd.DataFrame()
     session = rows["session_id"].fillna("n/a").astype(str) if "session_id" in rows else "n/a"

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._stroke_curves import adc, courses, sigmoid
 from bids_sodium.group._stroke_prognosis import prognosis
-from bids_sodium.group._stroke_raters import raters as rater_agreement
+from bids_sodium.group._stroke_raters import agreement
 from bids_sodium.group._stroke_regions import exclusions, planning, regions, regions_time
 from bids_sodium.group._stroke_view import StrokeParams
 from bids_sodium.group._stroke_volumes import correlations, prediction, volumes
-from bids_sodium.group.results import Analysis, Ledger, Study, empty_results
+from bids_sodium.group.results import Analysis, Ledger, Study, attempted
 from bids_sodium.group.rows import Scans, scans
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def analyse(
     -------
     Study
         ``exclusions``, ``regions``, ``sigmoid``, ``adc``, ``courses``, ``regions_time``, ``volumes``, ``prediction``,
-        ``correlations``, ``prognosis``, ``raters`` and ``planning``, each done or left out with its reason.
+        ``correlations``, ``prognosis``, ``agreement`` and ``planning``, each done or left out with its reason.
 
     Raises
     ------
@@ -78,11 +78,8 @@ def analyse(
     view = replace(view, cells=cells, raters=raters)
     done = []
     for name, title, make in _ANALYSES:
-        try:
-            analysis = make(view, p, generator, Ledger(name, title, confidence=p.confidence))
-        except (DataError, EstimationError) as error:
-            analysis = Analysis(name=name, title=title, results=empty_results(), left_out=error.what)
-        done.append(analysis)
+        ledger = Ledger(name, title, confidence=p.confidence)
+        done.append(attempted(name, title, partial(make, view, p, generator, ledger)))
     return Study(study="stroke", analyses=tuple(done))
 
 
@@ -98,6 +95,6 @@ _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("prediction", "Prediction of the final necrotic volume", prediction),
     ("correlations", "Rank correlations", correlations),
     ("prognosis", "Conversion to necrosis, patient by patient", prognosis),
-    ("raters", "Agreement of raters", rater_agreement),
+    ("agreement", "Agreement of raters", agreement),
     ("planning", "Size of a trial to come", planning),
 )

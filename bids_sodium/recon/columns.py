@@ -178,9 +178,10 @@ def map_samples(
     data, affine = _cropped(volume, _placed(volume.grid, na_from_map))
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
     axes = grid.affine[:3, :3] / grid.voxel_mm
-    k = np.asarray(trajectory.k_per_mm, dtype=np.float64)
-    along = (k @ (axes.T @ (affine[:3, :3] / voxel_mm))).astype(np.float32)
-    reach = float(np.abs(along * voxel_mm).max())
+    # single precision: 1e-6 of a cycle at the edge of a head
+    k = np.asarray(trajectory.k_per_mm, dtype=np.float32)
+    along = k @ (axes.T @ (affine[:3, :3] / voxel_mm)).astype(np.float32)
+    reach = float((np.abs(along).reshape(-1, 3).max(axis=0) * voxel_mm).max())
     if reach > 0.5:
         raise GeometryError(
             f"a map of {voxel_mm.max():.3g} mm cannot show what the scan sees: it reaches {reach:.2f} cycles a voxel",
@@ -194,9 +195,12 @@ def map_samples(
     )
     shape = np.abs(np.linalg.det(affine[:3, :3])) / float(np.prod(voxel_mm))  # 1 unless the map is sheared
     shift = axes.T @ ((affine @ [*(np.array(data.shape) // 2), 1.0])[:3] - grid.origin_mm)
-    samples = lattice.forward(data)
-    samples *= (shape * np.exp(-2j * np.pi * (k @ shift))).astype(np.complex64)
-    return np.asarray(samples, dtype=np.complex64)
+    samples = np.asarray(lattice.forward(data), dtype=np.complex64)
+    angle = k @ (-2.0 * np.pi * shift).astype(np.float32)
+    turn = np.empty(angle.shape, dtype=np.complex64)
+    turn.real, turn.imag = np.cos(angle), np.sin(angle)
+    samples *= np.float32(shape) * turn
+    return samples
 
 
 def cylinder_samples(
@@ -380,6 +384,7 @@ def mtf_columns(
     psf: Mapping[str, PointSpread],
     *,
     na_from_maps: NDArray[np.floating] | None = None,
+    where: NDArray[np.bool_] | None = None,
 ) -> Columns:
     """Blur tissue maps by each tissue's point spread and sample them at the voxels of the image.
 
@@ -396,6 +401,8 @@ def mtf_columns(
         Point spread of each tissue.
     na_from_maps : (4, 4) ndarray, optional
         Takes points (RAS+, mm) of the maps' frame to the sodium frame; the identity by default.
+    where : (nx, ny, nz) ndarray of bool, optional
+        Voxels of ``grid`` that are wanted; the others stay 0. The brain alone is a tenth of the voxels.
 
     Returns
     -------
@@ -419,16 +426,19 @@ def mtf_columns(
     """
     _check(fractions, psf, "point spread")
     names = tuple(fractions)
-    images = np.empty((len(names), *grid.shape), dtype=np.float32)
+    images = np.zeros((len(names), *grid.shape), dtype=np.float32)
+    wanted = np.ones(grid.shape, dtype=np.bool_) if where is None else np.asarray(where, dtype=np.bool_)
+    points = grid.world(np.argwhere(wanted).astype(np.float64))
     for row, name in enumerate(names):
         data, affine = _cropped(fractions[name], _placed(fractions[name].grid, na_from_maps))
-        images[row] = _blurred(data, affine, grid, psf[name])
+        images[row][wanted] = _blurred(data, affine, points, psf[name])
     return Columns(names, images)
 
 
 def _blurred(
-    data: NDArray[np.float32], affine: NDArray[np.float64], grid: Grid, psf: PointSpread
+    data: NDArray[np.float32], affine: NDArray[np.float64], points_mm: NDArray[np.float64], psf: PointSpread
 ) -> NDArray[np.float32]:
+    """Return a blurred map at points (n, 3)."""
     import finufft
 
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -440,8 +450,7 @@ def _blurred(
         )
     edge = float(psf.k_per_mm[-1])
     centre = (affine @ [*(np.array(data.shape) // 2), 1.0])[:3]
-    index = np.indices(grid.shape, dtype=np.float64).reshape(3, -1).T
-    place = (grid.world(index) - centre) @ turn
+    place = (points_mm - centre) @ turn
     # repeats of the map must stay clear of the image
     extent = np.abs(place).max(axis=0) + np.array(data.shape) * voxel_mm / 2.0 + 2.0 * psf.fwhm_mm
     waves = [np.arange(-int(edge * length), int(edge * length) + 1) / length for length in extent]
@@ -466,7 +475,7 @@ def _blurred(
         *angles, np.ascontiguousarray(spectrum), isign=1, eps=_FORWARD_ACCURACY, nthreads=1, upsampfac=1.25
     )
     image *= np.exp(1j * half * angles[2])
-    return np.asarray(image.real, dtype=np.float32).reshape(grid.shape)
+    return np.asarray(image.real, dtype=np.float32)
 
 
 def _placed(lattice: Grid, na_from_map: NDArray[np.floating] | None) -> NDArray[np.float64]:
@@ -482,13 +491,21 @@ def _placed(lattice: Grid, na_from_map: NDArray[np.floating] | None) -> NDArray[
 def _cropped(volume: Volume, affine: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the box that holds all signal, and its affine."""
     data = np.asarray(volume.data, dtype=np.float32)
-    filled = [np.flatnonzero(data.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    if filled[0].size == 0:
+    # one pass over the whole map, the rest over what is left of it
+    plane = np.asarray(data.any(axis=2))
+    if not plane.any():
         return data[:1, :1, :1], affine
-    box = tuple(slice(int(inside[0]), int(inside[-1]) + 1) for inside in filled)
+    x, y = (_span(np.asarray(plane.any(axis=1 - axis))) for axis in (0, 1))
+    box = (x, y, _span(np.asarray(data[x, y].any(axis=(0, 1)))))
     moved = affine.copy()
     moved[:3, 3] = (affine @ [*(part.start for part in box), 1.0])[:3]
     return data[box], moved
+
+
+def _span(filled: NDArray[np.bool_]) -> slice:
+    """Return the range from the first to the last that is true."""
+    inside = np.flatnonzero(filled)
+    return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
 def _check(fractions: Mapping[str, Volume], known: Mapping[str, object], what: str) -> None:

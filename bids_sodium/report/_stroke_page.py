@@ -238,7 +238,7 @@ def _forecast(output: Path) -> Figure | None:
 
 
 def _raters(output: Path) -> Figure | None:
-    points = _table(output, "raters_points")
+    points = _table(output, "agreement_points")
     return None if points is None else draw.rater_differences(points)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import EstimationError
-from bids_sodium.spatial._scenes import Scene, blurred, head_mask
+from bids_sodium.spatial._scenes import Scene, blurred, gram_of, head_mask
 from bids_sodium.spatial.transforms import rigid_from_parameters
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
 Kind: TypeAlias = Literal["rigid", "affine"]
 """Six or twelve parameters."""
 
+_ROUNDS = 4
 _LEVER_MM = 70.0
 """Half a head: one unit of a turn or stretch moves its surface by 1 mm when divided by this."""
 
@@ -90,14 +91,12 @@ def slope_at(scene: Scene, matrix: NDArray[np.float64], kind: Kind | None) -> Sl
         return Slope(1.0, overlap, nothing[0:0].ravel(), nothing, inside)
     index, classes, weights = index[:, inside], scene.classes[inside], np.sqrt(scene.weights[inside])
 
-    def at(place: NDArray[np.float64]) -> NDArray[np.float64]:
-        values = map_coordinates(scene.spline, place, order=3, mode="nearest", prefilter=False, output=np.float64)
-        return np.asarray(values * weights)
+    def at(spline: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(map_coordinates(spline, index, order=3, mode="nearest", prefilter=False) * weights)
 
     F = classes * weights[:, None]
-    gram = F.T @ F
-    gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
-    y = at(index)
+    gram = gram_of(F)
+    y = at(scene.spline)
     level = weights * float(weights @ y / (weights @ weights))
     deviation = y - level
     size = float(np.sqrt(deviation @ deviation))
@@ -107,8 +106,7 @@ def slope_at(scene: Scene, matrix: NDArray[np.float64], kind: Kind | None) -> Sl
     share = float(residual @ residual) / size**2
     if kind is None:
         return Slope(share, overlap, residual / size, nothing, inside)
-    step = 0.1 * np.eye(3)
-    along = np.stack([(at(index + step[:, [a]]) - at(index - step[:, [a]])) / 0.2 for a in range(3)], axis=1)
+    along = np.stack([at(part) for part in scene.slopes], axis=1)
     gradient = along @ np.linalg.inv(scene.grid.affine[:3, :3])
     arm = (scene.points[inside] - scene.points.mean(axis=0)) @ matrix[:3, :3].T
     turning = (
@@ -138,9 +136,7 @@ def profiled(scene: Scene, matrix: NDArray[np.float64], degree: int) -> Scene:
     if degree < 2:
         return scene
     F = scene.classes * np.sqrt(scene.weights)[:, None]
-    gram = F.T @ F
-    gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
-    explained = scene.classes @ np.linalg.solve(gram, F.T @ (_values(scene, matrix) * np.sqrt(scene.weights)))
+    explained = scene.classes @ np.linalg.solve(gram_of(F), F.T @ (_values(scene, matrix) * np.sqrt(scene.weights)))
     along = (scene.points - scene.points.mean(axis=0)) / scene.points.std(axis=0)
     terms = [
         np.prod(along[:, list(axes)], axis=1)
@@ -207,19 +203,28 @@ def different(scene: Scene, poses: list[Pose], most: int) -> list[Pose]:
     return chosen[:most]
 
 
-def refuse_upside_down(scene: Scene, best: Pose, params: RegistrationParams, words: str) -> None:
-    """Try the best pose turned by half a turn about each axis, at the coarsest level.
+def refuse_upside_down(
+    coarse: Scene, scene: Scene, best: Pose, kind: Kind, params: RegistrationParams, words: str
+) -> None:
+    """Try half a turn about each axis: of the best pose of a scene, and of the image as its header has it.
+
+    The best pose of an image upside down may be far from half a turn of the true one; a header that is wrong by half a
+    turn turns the image about the middle of its lattice. Both are followed at the coarsest level, the better one at
+    that of the best pose.
 
     Raises
     ------
     EstimationError
         If one of these fits clearly better.
     """
-    centre = scene.points.mean(axis=0)
-    best = descend(scene, best.matrix, "rigid", params)
+    centre, middle = coarse.points.mean(axis=0), coarse.grid.world((np.array(coarse.grid.shape) - 1) / 2.0)
     for axis, name in enumerate(("left-right", "back-front", "foot-head")):
-        half = rigid_from_parameters(180.0 * np.eye(3)[axis], np.zeros(3), target="f", source="f", centre_mm=centre)
-        turned = descend(scene, best.matrix @ half.matrix, "rigid", params)
+        of_fixed, of_moving = (
+            rigid_from_parameters(180.0 * np.eye(3)[axis], np.zeros(3), target="f", source="f", centre_mm=place).matrix
+            for place in (centre, middle)
+        )
+        poses = [descend(coarse, start, "rigid", params) for start in (best.matrix @ of_fixed, of_moving)]
+        turned = descend(scene, min(poses, key=lambda pose: pose.share).matrix, kind, params)
         if turned.share < 0.7 * best.share:
             raise EstimationError(
                 f"turned by 180 degrees about the {name} axis the moving image leaves {100 * turned.share:.0f} % of "
@@ -244,12 +249,14 @@ def refined(
 ) -> tuple[Pose, NDArray[np.float64]]:
     """Descend at the finest level, renewing weights and coil profile; return the pose and the last weights."""
     matrix, n_iterations = start, 0
-    for round_ in range(4):
+    for round_ in range(_ROUNDS):
         pose = descend(profiled(scene, matrix, params.profile_degree), matrix, kind, params)
+        moved_mm = distance_between(scene, matrix, pose.matrix)
         matrix, n_iterations = pose.matrix, n_iterations + pose.n_iterations
-        if round_ < 3:
-            full = profiled(scene, matrix, params.profile_degree)
-            scene = replace(scene, weights=huber_weights(full, matrix, params))
+        if round_ == _ROUNDS - 1 or (round_ > 0 and moved_mm < params.tolerance_mm):
+            break
+        full = profiled(scene, matrix, params.profile_degree)
+        scene = replace(scene, weights=huber_weights(full, matrix, params))
     return pose._replace(n_iterations=n_iterations), scene.weights
 
 

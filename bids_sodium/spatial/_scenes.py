@@ -20,7 +20,7 @@ from bids_sodium.spatial.transforms import Affine
 if TYPE_CHECKING:
     from bids_sodium.spatial.registration import RegistrationParams
 
-__all__ = ["Classes", "Scene", "blurred", "classes_of", "first_frame", "flat", "head_mask", "scene_of"]
+__all__ = ["Classes", "Scene", "blurred", "classes_of", "first_frame", "flat", "gram_of", "head_mask", "scene_of"]
 
 
 def head_mask(image: Volume) -> NDArray[np.bool_]:
@@ -80,6 +80,8 @@ class Scene:
         Columns that are to explain the moving image.
     spline : (nx, ny, nz) ndarray
         Cubic spline coefficients of the moving image.
+    slopes : tuple of (nx, ny, nz) ndarray
+        Cubic spline coefficients of its derivative along each axis of the lattice, per voxel.
     grid : Grid
         Lattice of the moving image.
     weights : (n,) ndarray
@@ -90,6 +92,7 @@ class Scene:
     inner: NDArray[np.bool_]
     classes: NDArray[np.float64]
     spline: NDArray[np.float64]
+    slopes: tuple[NDArray[np.float64], ...]
     grid: Grid
     weights: NDArray[np.float64]
 
@@ -102,6 +105,28 @@ class Scene:
             classes=self.classes[chosen],
             weights=self.weights[chosen],
         )
+
+
+def gram_of(F: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``F' F`` with a ridge in proportion to each column: their units differ, and some may be empty."""
+    gram = F.T @ F
+    own = np.diag(gram)
+    gram[np.diag_indices_from(gram)] = (1.0 + 1e-7) * own + 1e-14 * max(float(own.max()), 1e-300)
+    return np.asarray(gram)
+
+
+def _slopes(spline: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Return splines of the derivatives, exact at the voxels, from the coefficients of a cubic spline."""
+    from scipy.ndimage import correlate1d, spline_filter
+
+    kernels = (np.array([-0.5, 0.0, 0.5]), np.array([1.0, 4.0, 1.0]) / 6.0)
+    found = []
+    for axis in range(3):
+        part = spline
+        for along in range(3):
+            part = correlate1d(part, kernels[along != axis], axis=along, mode="mirror")
+        found.append(np.asarray(spline_filter(part, order=3)))
+    return tuple(found)
 
 
 def first_frame(image: Volume) -> NDArray[np.float32]:
@@ -182,6 +207,7 @@ def scene_of(fixed: Volume, mask: NDArray[np.bool_], moving: Volume, params: Reg
         inner=np.asarray(inner[tuple(index.T)]),
         classes=classes,
         spline=spline,
+        slopes=_slopes(spline),
         grid=source.grid,
         weights=np.ones(len(points)),
     )

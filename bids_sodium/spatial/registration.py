@@ -272,7 +272,7 @@ def register(
     mask = head_mask(fixed) if fixed_mask is None else np.asarray(fixed_mask, dtype=np.bool_)
     words = f"{moving_name} to {fixed_name}"
     first = None if initial is None else initial.inverse().matrix
-    found = _search(flat(fixed, 0.0), mask, moving, params, first=first, kind=kind)
+    found = plain = _search(flat(fixed, 0.0), mask, moving, params, first=first, kind=kind)
     if 1.0 - found.pose.share < params.well_explained and params.flatten_mm > 0.0:
         other = _search(flat(fixed, params.flatten_mm), mask, moving, params, first=first, kind=kind)
         found = min(found, other, key=lambda search: search.pose.share)
@@ -286,7 +286,9 @@ def register(
             hint="look at both images: other head, other orientation, or no signal",
         )
     if first is None:
-        refuse_upside_down(found.coarsest, found.pose, params, words)
+        # an image upside down is explained badly, and so may have been flattened without need
+        for search in (plain, *([] if found is plain else [found])):
+            refuse_upside_down(search.coarsest, search.last, search.pose, kind, params, words)
     finest = scene_of(found.fixed, mask, moving, params, len(params.levels_mm) - 1)
     pose, weights, used = _finest(finest, found.pose.matrix, kind, params)
     error_mm = target_error(replace(finest, weights=weights), pose.matrix, kind, used)
@@ -486,8 +488,11 @@ def register_deformable(
     aligned = renamed(affine, target=f"{fixed_name}-affine")
     grid, inner = grid_around(brain, fixed.grid, params)
     outside_mm = ndimage.distance_transform_edt(~inner, sampling=grid.voxel_mm)
-    weight = np.asarray(outside_mm <= params.demons_margin_mm, dtype=np.float64)
     still = Affine.identity(fixed_name, fixed_name)
+    # what the participant's image does not cover pulls at nothing
+    seen = resample(Volume(np.ones(source.grid.shape, dtype=np.bool_), source.grid), grid, aligned.inverse()).data > 0.5
+    weight = np.asarray((outside_mm <= params.demons_margin_mm) & seen, dtype=np.float64)
+    inner &= seen
     sigma = params.neighbourhood_mm / np.array(grid.voxel_mm)
     images = [
         normalised(np.asarray(resample(image, grid, place).data), weight, sigma)
@@ -587,6 +592,7 @@ class _Search(NamedTuple):
 
     fixed: Volume
     coarsest: Scene
+    last: Scene
     pose: Pose
     n_starts: int
     spread_mm: float
@@ -609,15 +615,23 @@ def _search(
     for scene in scenes[1:]:
         chosen = different(scenes[0], poses, params.finalists)
         poses = sorted((descend(scene, pose.matrix, kind, params) for pose in chosen), key=lambda pose: pose.share)
-    return _Search(fixed, scenes[0], poses[0], len(starts), spread_mm)
+    return _Search(fixed, scenes[0], scenes[-1], poses[0], len(starts), spread_mm)
 
 
 def _check_image(image: Volume, name: str) -> None:
     data = first_frame(image)
     if not np.isfinite(data).all():
-        raise DataError(f"{int((~np.isfinite(data)).sum())} voxels are NaN or infinite", where=name)
+        raise DataError(
+            f"{int((~np.isfinite(data)).sum())} voxels are NaN or infinite",
+            where=name,
+            hint="write 0 where nothing was measured",
+        )
     if float(data.max()) <= float(data.min()):
-        raise EstimationError(f"every voxel has the value {float(data.min()):.3g}", where=name)
+        raise EstimationError(
+            f"every voxel has the value {float(data.min()):.3g}",
+            where=name,
+            hint="look at the image, and export or convert it again",
+        )
 
 
 def _check_fit(

@@ -122,9 +122,12 @@ def _units(
     spread = np.sqrt(w @ (matrix - centre) ** 2 / w.sum())
     if (spread <= 1e-12 * np.maximum(np.abs(centre), 1e-300)).any():
         raise EstimationError(f"predictor {int(np.argmin(spread)) + 1} does not vary over {outcome.size} units")
-    codes, labels, missing = labels_of(np.arange(outcome.size) if subjects is None else subjects, "subjects")
-    if missing.any() or codes.size != outcome.size:
-        raise DataError(f"{int(missing.sum())} units lack a subject, {codes.size} subjects for {outcome.size} units")
+    codes = labels = np.arange(outcome.size)
+    if subjects is not None:
+        codes, labels, missing = labels_of(subjects, "subjects")
+        if missing.any() or codes.size != outcome.size:
+            told = f"{int(missing.sum())} units lack a subject, {codes.size} subjects for {outcome.size} units"
+            raise DataError(told)
     return _Units(outcome, (matrix - centre) / spread, w, codes, labels, centre, spread)
 
 
@@ -356,6 +359,7 @@ class _Intercepts:
         self.first = np.searchsorted(self.codes, np.arange(units.labels.size))
         self.y, self.weight = units.y[order], units.weight[order]
         self.Z = np.column_stack([np.ones(self.y.size), units.Z[order]])
+        self.cases = np.add.reduceat(self.weight * self.y, self.first)
         node, weight = hermegauss(nodes)
         self.node, self.log_weight = node, np.log(weight) + node**2 / 2
         self.prior_sd = prior_sd
@@ -363,8 +367,10 @@ class _Intercepts:
     def _inner(self, linear: Float, u: Float) -> Float:
         """Return ln of every subject's integrand at the intercepts u, shape (subjects, k)."""
         eta = linear[:, None] + u[self.codes]
-        value = self.weight[:, None] * (self.y[:, None] * eta - np.logaddexp(0.0, eta))
-        return np.asarray(np.add.reduceat(value, self.first, axis=0))
+        # ln(1 + e^eta) without overflow, by functions that NumPy has in vector instructions
+        growth = self.weight[:, None] * (np.maximum(eta, 0.0) + np.log(1.0 + np.exp(-np.abs(eta))))
+        fixed = np.add.reduceat(self.weight * self.y * linear, self.first)
+        return np.asarray(fixed[:, None] + self.cases[:, None] * u - np.add.reduceat(growth, self.first, axis=0))
 
     def per_subject(self, v: Float) -> Float:
         """Return every subject's log-likelihood."""

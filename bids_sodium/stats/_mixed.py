@@ -410,7 +410,7 @@ def _minimise(problem: _Problem) -> tuple[Float, bool]:
         start = np.zeros(m)
         start[diagonal] = size
         rough = minimum(problem.deviance, start, smooth=False, tolerance=1e-4, max_iterations=400 * q)
-        fine = minimum(problem.deviance, rough.x, smooth=True)
+        fine = minimum(problem.deviance, rough.x, smooth=True, step=1e-4)
         if fine.value < best_value - 1e-9:
             best_value, best_theta, success = fine.value, fine.x, fine.slope < 1e-3
     theta = best_theta.copy()

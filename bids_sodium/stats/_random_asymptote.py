@@ -1,4 +1,4 @@
-"""The sigmoid with an asymptote of its own for every subject: RandomAsymptote, fitted by exact maximum likelihood.
+"""The sigmoid with an asymptote of its own for every subject: RandomAsymptote, a RandomCurve by exact likelihood.
 
 y_ij = (A + b_i) h(t_ij) + e_ij, h(t) = 1/(1 + (t50/t)^delta), b_i ~ N(0, w²), e ~ N(0, s²). The asymptote enters
 linearly, so that y_i ~ N(A h_i, s² (I + r h_i h_iᵀ)), r = w²/s², without any approximation; A and s² have closed forms
@@ -19,7 +19,7 @@ from bids_sodium.stats._minimum import minimum
 from bids_sodium.stats._rows import is_constant, labels_of
 from bids_sodium.stats._sigmoid import CurveValue, curve_value, times_and_values
 
-__all__ = ["RandomAsymptote", "fit_random_asymptote"]
+__all__ = ["RandomAsymptote", "RandomCurve", "fit_random_asymptote", "log_times"]
 
 Float = NDArray[np.float64]
 _REACH = 12.0
@@ -29,19 +29,19 @@ _STEEP = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RandomAsymptote:
-    """Maximum-likelihood fit of sigmoids that share t50 and delta."""
+class RandomCurve:
+    """What every maximum-likelihood fit of sigmoids that differ between subjects says."""
 
     asymptote: float
     """Mean asymptote A, in %."""
     asymptote_se: float
     """Its standard error from the observed information, in %."""
     log_t50: float
-    """ln t50, t50 in h."""
+    """ln t50 of the typical subject, t50 in h."""
     log_t50_se: float
     """Its standard error."""
     delta: float
-    """Steepness."""
+    """Steepness of the typical subject."""
     log_delta_se: float
     """Standard error of ln delta."""
     t50_h: float
@@ -52,12 +52,8 @@ class RandomAsymptote:
     """Standard deviation of the asymptotes between subjects, in %."""
     loglik: float
     """Log-likelihood."""
-    loglik_pooled: float
-    """Log-likelihood of the best curve common to all, found with no variance between subjects."""
     likelihood_ratio: float
-    """Twice their difference."""
-    p_between: float
-    """p value of no variance between subjects (half-half mixture of χ² with 0 and 1 degrees of freedom)."""
+    """Twice its difference from that of the simpler model."""
     subjects: tuple[str, ...]
     """Subjects, in the order of ``subject_asymptote``."""
     subject_asymptote: Float
@@ -71,14 +67,14 @@ class RandomAsymptote:
     n_missing: int
     """Rows left out as incomplete."""
     singular: bool
-    """Whether the variance between subjects is estimated as zero."""
+    """Whether the variance that the simpler model lacks is estimated as zero."""
     converged: bool
-    """Whether the likelihood has an inner maximum in t50 and delta."""
+    """Whether the likelihood has an inner maximum and a finite information."""
     confidence: float
     """Confidence level of `value_at`."""
 
     def value_at(self, t_h: ArrayLike) -> CurveValue:
-        """Return the curve of the mean asymptote with its pointwise Wald interval.
+        """Return the curve of the typical subject (random effects zero) with its pointwise Wald interval.
 
         Parameters
         ----------
@@ -89,22 +85,44 @@ class RandomAsymptote:
         -------
         CurveValue
             Values, standard errors and limits.
+
+        Raises
+        ------
+        DataError
+            If a time lies before onset.
         """
         from scipy.special import expit
         from scipy.stats import norm
 
-        times = np.asarray(t_h, dtype=np.float64)
-        if (times < 0).any():
-            raise DataError(f"a time of {float(times.min()):g} h lies before onset")
-        with np.errstate(divide="ignore"):
-            x = np.log(times)
+        times, x = log_times(t_h)
         h = expit(self.delta * (x - self.log_t50))
         slope = self.asymptote * h * (1 - h) * self.delta
         since = np.where(np.isfinite(x), x - self.log_t50, 0.0)
         gradient = np.stack([h, -slope, slope * since], axis=-1)
         se = np.sqrt(np.einsum("...i,ij,...j->...", gradient, self.covariance, gradient))
-        value = self.asymptote * h
-        return curve_value(times, value, se, float(norm.ppf(0.5 + self.confidence / 2)))
+        return curve_value(times, self.asymptote * h, se, float(norm.ppf(0.5 + self.confidence / 2)))
+
+    def index(self, subject: str) -> int:
+        """Return the place of a subject.
+
+        Raises
+        ------
+        DataError
+            If the subject is unknown.
+        """
+        if subject not in self.subjects:
+            raise DataError(f"no subject {subject!r} among {len(self.subjects)} subjects")
+        return self.subjects.index(subject)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RandomAsymptote(RandomCurve):
+    """Sigmoids that share t50 and delta; the simpler model is one curve common to all."""
+
+    loglik_pooled: float
+    """Log-likelihood of the best curve common to all, found with no variance between subjects."""
+    p_between: float
+    """p value of no variance between subjects (half-half mixture of χ² with 0 and 1 degrees of freedom)."""
 
     def subject_curve(self, subject: str, t_h: ArrayLike) -> Float:
         """Return the empirical-Bayes curve of one subject; draw it dashed outside the subject's own times.
@@ -112,16 +130,27 @@ class RandomAsymptote:
         Raises
         ------
         DataError
-            If the subject is unknown.
+            If the subject is unknown or a time lies before onset.
         """
         from scipy.special import expit
 
-        if subject not in self.subjects:
-            raise DataError(f"no subject {subject!r} among {len(self.subjects)} subjects")
-        with np.errstate(divide="ignore"):
-            x = np.log(np.asarray(t_h, dtype=np.float64))
-        asymptote = self.subject_asymptote[self.subjects.index(subject)]
-        return np.asarray(asymptote * expit(self.delta * (x - self.log_t50)))
+        _, x = log_times(t_h)
+        return np.asarray(self.subject_asymptote[self.index(subject)] * expit(self.delta * (x - self.log_t50)))
+
+
+def log_times(t_h: ArrayLike) -> tuple[Float, Float]:
+    """Return times after onset, in h, and their logarithms.
+
+    Raises
+    ------
+    DataError
+        If a time lies before onset.
+    """
+    times = np.asarray(t_h, dtype=np.float64)
+    if (times < 0).any():
+        raise DataError(f"a time of {float(times.min()):g} h lies before onset")
+    with np.errstate(divide="ignore"):
+        return times, np.log(times)
 
 
 def fit_random_asymptote(

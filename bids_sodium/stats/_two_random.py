@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError
 from bids_sodium.stats._minimum import minimum
-from bids_sodium.stats._random_asymptote import fit_random_asymptote
+from bids_sodium.stats._random_asymptote import RandomCurve, fit_random_asymptote, log_times
 from bids_sodium.stats._sigmoid import CurveValue, curve_value, times_and_values
 
 __all__ = ["Second", "TwoRandomCurve", "fit_two_random"]
@@ -33,92 +33,23 @@ _BOX = np.array([[-np.inf, np.inf], [-12.0, 12.0], [-5.0, 5.0], [-12.0, 12.0], [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TwoRandomCurve:
-    """Maximum-likelihood fit of sigmoids that differ between subjects in asymptote and in delay or rate."""
+class TwoRandomCurve(RandomCurve):
+    """Sigmoids that differ in asymptote and in delay or rate; the simpler model is `RandomAsymptote`."""
 
     second: Second
     """What varies beside the asymptote: ``delay`` (ln t50) or ``rate`` (ln delta)."""
-    asymptote: float
-    """Mean asymptote A, in %."""
-    asymptote_se: float
-    """Its standard error from the observed information, in %."""
-    log_t50: float
-    """Mean of ln t50, t50 in h."""
-    log_t50_se: float
-    """Its standard error."""
-    t50_h: float
-    """exp(log_t50), in h."""
-    delta: float
-    """Steepness of the typical subject."""
-    log_delta_se: float
-    """Standard error of ln delta."""
-    sigma: float
-    """Residual standard deviation, in %."""
-    sd_asymptote: float
-    """Standard deviation of the asymptotes between subjects, in %."""
     sd_second: float
     """Standard deviation of ln t50 or ln delta between subjects."""
-    loglik: float
-    """Log-likelihood."""
     loglik_asymptote: float
     """Log-likelihood of the random asymptote alone."""
-    likelihood_ratio: float
-    """Twice their difference."""
     p_second: float
     """p value of no variance in the second effect (half-half mixture of χ² with 0 and 1 degrees of freedom)."""
-    subjects: tuple[str, ...]
-    """Subjects, in the order of the arrays below."""
-    subject_asymptote: Float
-    """Empirical-Bayes (posterior mean) asymptote of each subject, in %."""
     subject_second: Float
     """Empirical-Bayes shift of ln t50 or ln delta of each subject."""
-    covariance: Float
-    """Covariance of (A, ln t50, ln delta), shape (3, 3)."""
-    n: int
-    """Observations used."""
-    n_subjects: int
-    """Subjects."""
-    n_missing: int
-    """Rows left out as incomplete."""
     nodes: int
     """Nodes of the quadrature; 1 is Laplace's approximation."""
-    singular: bool
-    """Whether the variance of the second effect is estimated as zero."""
-    converged: bool
-    """Whether the likelihood has an inner maximum and a finite information."""
-    confidence: float
-    """Confidence level of `value_at`."""
     posterior: _Posterior
     """Quadrature of every subject's effects, for `subject_curve`."""
-
-    def value_at(self, t_h: ArrayLike) -> CurveValue:
-        """Return the curve of the typical subject (both effects zero) with its pointwise Wald interval.
-
-        Parameters
-        ----------
-        t_h : array_like
-            Times from onset, in h.
-
-        Returns
-        -------
-        CurveValue
-            Values, standard errors and limits.
-
-        Raises
-        ------
-        DataError
-            If a time lies before onset.
-        """
-        from scipy.special import expit
-        from scipy.stats import norm
-
-        times, x = _log_times(t_h)
-        h = expit(self.delta * (x - self.log_t50))
-        slope = self.asymptote * h * (1 - h) * self.delta
-        since = np.where(np.isfinite(x), x - self.log_t50, 0.0)
-        gradient = np.stack([h, -slope, slope * since], axis=-1)
-        se = np.sqrt(np.einsum("...i,ij,...j->...", gradient, self.covariance, gradient))
-        return curve_value(times, self.asymptote * h, se, float(norm.ppf(0.5 + self.confidence / 2)))
 
     def subject_curve(self, subject: str, t_h: ArrayLike) -> CurveValue:
         """Return one subject's empirical-Bayes curve: posterior mean and standard deviation at the fitted parameters.
@@ -145,10 +76,8 @@ class TwoRandomCurve:
         from scipy.special import expit
         from scipy.stats import norm
 
-        if subject not in self.subjects:
-            raise DataError(f"no subject {subject!r} among {len(self.subjects)} subjects")
-        i = self.subjects.index(subject)
-        times, x = _log_times(t_h)
+        i = self.index(subject)
+        times, x = log_times(t_h)
         shift, weight = self.posterior.shift[i], self.posterior.weight[i]
         late = shift if self.second == "delay" else 0.0 * shift
         steep = self.delta * np.exp(0.0 * shift if self.second == "delay" else shift)
@@ -234,8 +163,18 @@ def fit_two_random(
     t, y, codes, n_missing = times_and_values(t_h, percent, subjects, what="a curve with two random effects")
     assert codes is not None  # noqa: S101 - subjects were given
     likelihood = _Likelihood(np.log(t), y, codes, second, nodes)
-    start = likelihood.start(one.asymptote, one.log_t50, one.delta, one.sigma, one.sd_asymptote, -1.0)
-    best = minimum(likelihood.negative, start, smooth=True, tolerance=1e-3, step=1e-4, max_iterations=200)
+    # the second effect may stand beside that of the asymptote or in its place: of 12 fits of cohorts of 6 to 15
+    # patients, one start missed a likelihood higher by up to 2.4 in two or three, the better of both in none
+    best = min(
+        (
+            minimum(likelihood.negative, start, smooth=True, tolerance=1e-3, step=1e-4, max_iterations=200)
+            for start in (
+                likelihood.start(one.asymptote, one.log_t50, one.delta, one.sigma, share * one.sd_asymptote, -1.0)
+                for share in (1.0, 0.05)
+            )
+        ),
+        key=lambda found: found.value,
+    )
     nothing = likelihood.start(one.asymptote, one.log_t50, one.delta, one.sigma, one.sd_asymptote, _LEAST)
     singular = bool(best.x[5] < _LEAST + 2.5 or -best.value < one.loglik + 1e-7)
     at, value = (nothing, -one.loglik) if singular else (best.x, best.value)
@@ -274,14 +213,6 @@ def fit_two_random(
         confidence=confidence,
         posterior=posterior,
     )
-
-
-def _log_times(t_h: ArrayLike) -> tuple[Float, Float]:
-    times = np.asarray(t_h, dtype=np.float64)
-    if (times < 0).any():
-        raise DataError(f"a time of {float(times.min()):g} h lies before onset")
-    with np.errstate(divide="ignore"):
-        return times, np.log(times)
 
 
 class _Likelihood:
@@ -365,14 +296,12 @@ class _Likelihood:
 
     def negative(self, v: Float) -> float:
         """Return minus the log-likelihood, with a wall at the edge of the box."""
-        from scipy.special import logsumexp
-
         theta = self.natural(v)
         z, width = self.mode(theta)
         at = z[:, None] + width[:, None] * self.node
         log_p = self.inner(theta, at)[0] + self.log_weight
         beyond = float(np.sum((v - np.clip(v, _BOX[:, 0], _BOX[:, 1])) ** 2))
-        return float(-np.sum(logsumexp(log_p, axis=1) + np.log(width)) + 10.0 * beyond)
+        return float(-np.sum(np.logaddexp.reduce(log_p, axis=1) + np.log(width)) + 10.0 * beyond)
 
     def posterior(self, theta: Float) -> _Posterior:
         """Return every subject's quadrature."""

@@ -226,6 +226,8 @@ def scan_model(
     params: PartialVolumeParams,
     *,
     target_error_mm: float,
+    pose: Pose | None = None,
+    further: Mapping[str, Sequence[Volume]] | None = None,
 ) -> ScanModel:
     """Put tissue maps through the scan.
 
@@ -241,6 +243,10 @@ def scan_model(
         Methods wanted and their settings.
     target_error_mm : float
         Standard error of the registration, root mean square over the brain.
+    pose : Pose, optional
+        Where the image would have the maps, where other maps of the same frame have told it already.
+    further : mapping of str to sequence of Volume, optional
+        Further changes of the signal that count one standard deviation, by source, in mmol/L.
 
     Raises
     ------
@@ -254,7 +260,7 @@ def scan_model(
     grey = relaxation_of("GM").signal_fraction(**scan.timing)
     gain = {name: own.signal_fraction(**scan.timing) / grey for name, own in material.items()}
     operator = None if scan.kspace is None else Linear(scan.kspace.trajectory, grid, scan.reconstruction)
-    pose = _pose(maps, matrix, gain, scan)
+    pose = _pose(maps, matrix, gain, scan) if pose is None else pose
     known = scan.kspace is not None or bool(scan.protocol)
     moves = known and pose.settled and pose.moved_mm > params.least_motion_mm
     if moves:
@@ -298,8 +304,8 @@ def scan_model(
     )
     first = model.corrected("glm", params)
     signal = {name: gain[name] * first.of(name)[0] for name in columns.names}
-    changes = _changes(maps, signal, target_error_mm, params)
-    model = replace(model, doubts={source: _seen(several, matrix, scan) for source, several in changes.items()})
+    changes = {**_changes(maps, signal, target_error_mm, params), **(further or {})}
+    model = replace(model, doubts={source: _seen(several, matrix, scan, mask) for source, several in changes.items()})
     if not of_samples or scan.kspace is None or operator is None:
         return model
     assert columns.samples is not None  # noqa: S101
@@ -371,12 +377,12 @@ def _spreads(maps: Mapping[str, Volume], scan: Scan) -> tuple[dict[str, PointSpr
     own = scan.reconstruction
     name, width = ("none", 1.0) if scan.kspace is None else (own.apodisation, own.filter_width)
     trajectory = from_description(scan.protocol) if scan.kspace is None else scan.kspace.trajectory
-    spreads = {
-        tissue: point_spread(
-            trajectory, decay=relaxation_of(tissue).decay, te_ms=te_ms, filter=name, filter_width=width
-        )
-        for tissue in maps
+    decays = {tissue: relaxation_of(tissue).decay for tissue in maps}
+    of_decay = {
+        decay: point_spread(trajectory, decay=decay, te_ms=te_ms, filter=name, filter_width=width)
+        for decay in dict.fromkeys(decays.values())
     }
+    spreads = {tissue: of_decay[decay] for tissue, decay in decays.items()}
     return spreads, "modulation of the stated protocol by tissue, an unfiltered image assumed: no k-space"
 
 
@@ -433,21 +439,23 @@ def _without_vials(
 
 def _changes(
     maps: Mapping[str, Volume], signal: Mapping[str, float], target_error_mm: float, params: PartialVolumeParams
-) -> dict[str, list[Volume]]:
+) -> dict[str, Sequence[Volume]]:
     """Return the doubts about registration and segmentation as maps, on a lattice that is fine enough for them."""
     brain = {name: coarser(volume, _DOUBT_MM) for name, volume in maps.items() if name != SOFT}
     place_mm = {name: params.deep_boundary_sd_mm if name == "DGM" else params.boundary_sd_mm for name in brain}
-    found = {"segmentation": list(boundary_doubts(brain, signal, place_mm).values())}
+    found: dict[str, Sequence[Volume]] = {"segmentation": list(boundary_doubts(brain, signal, place_mm).values())}
     if target_error_mm > 0:
         found["registration"] = placing_doubts(brain, signal, target_error_mm=target_error_mm)
     return {source: several for source, several in found.items() if several}
 
 
-def _seen(several: Sequence[Volume], matrix: NDArray[np.float64], scan: Scan) -> NDArray[np.float64]:
-    """Return what the scan shows of changes, whose decay does not matter much."""
+def _seen(
+    several: Sequence[Volume], matrix: NDArray[np.float64], scan: Scan, mask: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return what the scan shows of changes in the brain, whose decay does not matter much."""
     numbered = {str(i): change for i, change in enumerate(several)}
     blur = dict.fromkeys(numbered, gaussian_point_spread(scan.fwhm_mm))
-    return mtf_columns(numbered, scan.image.grid, blur, na_from_maps=matrix).images.astype(np.float64)
+    return mtf_columns(numbered, scan.image.grid, blur, na_from_maps=matrix, where=mask).images.astype(np.float64)
 
 
 def _vial_rows(

@@ -53,7 +53,7 @@ def pose_from_fit(
     spreads: Mapping[str, PointSpread],
     na_from_maps: NDArray[np.float64],
     *,
-    mask_of: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
+    mask_of: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
 ) -> Pose:
     """Return the place of tissue maps at which they explain the image best, near the place that is given.
 
@@ -72,15 +72,18 @@ def pose_from_fit(
     mask_of : callable
         Voxels to fit, from the shares of the brain (n, nx, ny, nz).
     """
+    from scipy.ndimage import binary_dilation
+
     whole = {**maps, **nuisance}
     y_all = np.asarray(image.data, dtype=np.float64)
     first = last = float("inf")
     here, settled = np.array(na_from_maps, dtype=np.float64), False
     points = _points(maps)
+    near = binary_dilation(mask_of(mtf_columns(maps, image.grid, spreads, na_from_maps=here).images), iterations=3)
     for step in range(_STEPS):
-        shares = mtf_columns(whole, image.grid, spreads, na_from_maps=here).images.astype(np.float64)
+        shares = mtf_columns(whole, image.grid, spreads, na_from_maps=here, where=near).images
         mask = mask_of(shares[: len(maps)])
-        F = shares[:, mask] * np.array([gain[name] for name in whole])[:, None]
+        F = shares[:, mask].astype(np.float64) * np.array([gain[name] for name in whole])[:, None]
         y = y_all[mask]
         c, last = _fitted(F, y)
         first = last if step == 0 else first
@@ -92,7 +95,8 @@ def pose_from_fit(
         changes, centre = moved(maps, signal, unit)
         numbered = {str(i): change for i, change in enumerate(changes)}
         blur = dict.fromkeys(numbered, next(iter(spreads.values())))
-        D = mtf_columns(numbered, image.grid, blur, na_from_maps=here).images[:, mask].astype(np.float64)
+        seen = mtf_columns(numbered, image.grid, blur, na_from_maps=here, where=mask).images
+        D = seen[:, mask].astype(np.float64)
         motion = unit @ np.linalg.lstsq(np.concatenate([F, D]).T, y, rcond=1e-6)[0][len(F) :]
         way = _motion(motion, centre)
         size = _apart(points, way, np.eye(4))

@@ -7,7 +7,7 @@ the concentrations that the partial-volume model fits to the disjoint parts of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,17 @@ from bids_sodium.steps._model import scan_model
 from bids_sodium.steps._tissues import anatomy_from_na, inputs, na_from_t1w, scan_of, target_error_mm, tissue_maps
 from bids_sodium.steps.align import TEMPLATE, chosen_mirror
 from bids_sodium.steps.outputs import save_image
+from bids_sodium.tissue.doubts import Variation, coarser, varied
 from bids_sodium.tissue.fate import cells_of, domain_of
 from bids_sodium.tissue.measures import combined_change, percent_change
 from bids_sodium.tissue.measures import regional as region_mean
-from bids_sodium.tissue.partialvolume import Corrected, Method
-from bids_sodium.tissue.rois import atoms, combine, names_in, screen
+from bids_sodium.tissue.partialvolume import Corrected, Method, shrunk
+from bids_sodium.tissue.rois import RoiParams, atoms, combine, names_in, screen
 
 if TYPE_CHECKING:
     from bids_sodium.spatial.transforms import Transform
+    from bids_sodium.steps._model import Scan
+    from bids_sodium.steps._pose import Pose
     from bids_sodium.steps.extract import Files, Params
     from bids_sodium.steps.records import Record
 
@@ -43,6 +46,7 @@ _WITHOUT_CSF = 0.5
 _LEAST_MIRRORED = 0.3
 _EARLY = ("ionic", "cytotoxic")
 _RIM_MM = 3.0
+_COARSE_MM = 3.0
 _METHOD: Method = "gtm"
 
 
@@ -67,8 +71,16 @@ class _Scene:
         return np.asarray(~self.lesion & (self.csf < _WITHOUT_CSF))
 
 
-def write_regions(files: Files, params: Params, known: Mapping[str, Record], record: Record) -> None:
-    """Write the region table, mirrored masks and the table of tissue fates of one session."""
+def write_regions(files: Files, params: Params, known: Mapping[str, Record], record: Record, pose: Pose | None) -> None:
+    """Write the region table, mirrored masks and the table of tissue fates of one session.
+
+    Parameters
+    ----------
+    files, params, known, record
+        As in the step.
+    pose : Pose or None
+        Where the image would have the tissue maps, if they have told it already.
+    """
     assert files.t1w is not None and files.template_transform is not None and files.roi_table is not None  # noqa: S101,PT018
     mni_from_t1w = read_transform(files.template_transform, TEMPLATE, "T1w")
     mirror = chosen_mirror(known["template"], mni_from_t1w)
@@ -82,7 +94,7 @@ def write_regions(files: Files, params: Params, known: Mapping[str, Record], rec
     rows: list[dict[str, object]] = []
     for name, expression in wanted.items():
         rows += [{**ids, **row} for row in _raw_rows(scene, name, expression, verdicts[name], images, resolution_ml)]
-    rows += [{**ids, **row} for row in _corrected_rows(files, params, known, scene, wanted, verdicts, record)]
+    rows += [{**ids, **row} for row in _corrected_rows(files, params, known, scene, wanted, verdicts, record, pose)]
     found = atlas_rows(
         files.atlases,
         images,
@@ -212,32 +224,73 @@ def _corrected_rows(
     wanted: Mapping[str, str],
     verdicts: Mapping[str, _Verdict],
     record: Record,
+    pose: Pose | None,
 ) -> list[dict[str, object]]:
     """Return the concentrations of the regions and their mirror images, free of partial volume."""
     if files.tsc is None or not files.fractions or not scene.masks or _METHOD not in params.partialvolume.methods:
         return []
-    tsc = read_volume(files.tsc, unit="mmol/L")
-    maps, parts = _part_maps(scene, tissue_maps(files))
-    if not parts:
+    scan = scan_of(files, params, read_volume(files.tsc, unit="mmol/L"), known)
+    error_mm = target_error_mm(known, params)
+    found = _fitted(scene, tissue_maps(files), na_from_t1w(files), scan, params, target_error_mm=error_mm, pose=pose)
+    if found is None:
         return []
-    scan = scan_of(files, params, tsc, known)
-    only = replace(params.partialvolume, methods=(_METHOD,))
-    model = scan_model(maps, na_from_t1w(files), scan, only, target_error_mm=target_error_mm(known, params))
-    fit = model.corrected(_METHOD, params.partialvolume)
-    volume = {name: float(np.asarray(maps[name].data).sum()) * scene.grid.voxel_ml for name in maps}
     rows: list[dict[str, object]] = []
     for name, expression in wanted.items():
         try:
-            rows.append(_corrected_row(name, expression, verdicts[name], parts, fit, volume))
+            rows.append(_corrected_row(name, expression, verdicts[name], found))
         except EstimationError as error:
             record.omit(f"partial-volume correction of region {name}", error.what)
     return rows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """Concentrations of the disjoint parts of all regions: names of each part and its mirror image, volumes in mL."""
+
+    fit: Corrected
+    names: dict[tuple[str, ...], tuple[str, str]]
+    volume_ml: dict[str, float]
+
+
+def _fitted(
+    scene: _Scene,
+    tissues: dict[str, Volume],
+    na_from_maps: NDArray[np.float64],
+    scan: Scan,
+    params: Params,
+    *,
+    target_error_mm: float,
+    pose: Pose | None = None,
+) -> _Parts | None:
+    """Fit all parts of the regions together with the tissues; ``None`` where no region holds tissue."""
+    maps, parts, made_of = _part_maps(scene, tissues)
+    lesions = [lesion for lesion, _ in parts.values() if lesion in maps]
+    if not lesions:
+        return None
+    variation = varied(
+        {name: coarser(maps[name], _COARSE_MM) for name in lesions},
+        np.random.default_rng(0),
+        sd_mmol_l=params.regions.lesion_sd_mmol_l,
+        length_mm=params.regions.lesion_length_mm,
+    )
+    model = scan_model(
+        maps,
+        na_from_maps,
+        scan,
+        replace(params.partialvolume, methods=(_METHOD,)),
+        target_error_mm=target_error_mm,
+        pose=pose,
+        further={"variation": variation.within},
+    )
+    fit = _leaning(model.corrected(_METHOD, params.partialvolume), made_of, lesions, variation, params.regions)
+    volume_ml = {name: float(np.asarray(maps[name].data).sum()) * scene.grid.voxel_ml for name in maps}
+    return _Parts(fit, parts, volume_ml)
+
+
 def _part_maps(
     scene: _Scene, tissues: dict[str, Volume]
-) -> tuple[dict[str, Volume], dict[tuple[str, ...], tuple[str, str]]]:
-    """Return the maps of the model, and the names of each part of the regions and of its mirror image.
+) -> tuple[dict[str, Volume], dict[tuple[str, ...], tuple[str, str]], dict[str, dict[str, float]]]:
+    """Return the maps of the model, the names of each part and of its mirror image, and what the latter are made of.
 
     The tissue of a lesion cannot be told from CSF by its T1w signal, so that its share of CSF is that of the other
     side.
@@ -247,56 +300,98 @@ def _part_maps(
     grid = scene.grid
     fluid = np.minimum(scene.csf_there, np.float32(_WITHOUT_CSF))
     every = scene.lesion | (np.asarray(tissues["L"].data) > 0.5 if "L" in tissues else False)
-    maps = {
-        name: np.where(every, fluid if name == "CSF" else np.float32(0.0), np.asarray(volume.data, dtype=np.float32))
-        for name, volume in tissues.items()
-        if name != "L"
-    }
+    maps = {name: np.array(volume.data, dtype=np.float32) for name, volume in tissues.items() if name != "L"}
+    for name, data in maps.items():
+        data[every] = fluid[every] if name == "CSF" else 0.0
     solid = [name for name in maps if name not in {"CSF", "soft"}]
+
+    def taken(where: _Mask) -> dict[str, NDArray[np.float32]]:
+        """Take the solid tissues out of some voxels."""
+        found = {name: maps[name][where] for name in solid}
+        for name in solid:
+            maps[name][where] = 0.0
+        return found
+
+    def placed(where: _Mask, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        data = np.zeros(grid.shape, dtype=np.float32)
+        data[where] = values
+        return data
+
     distance, nearest = distance_transform_edt(~scene.lesion, sampling=grid.voxel_mm, return_indices=True)
     # raters leave out voxels that are mostly CSF, but the tissue in them is that of the lesion beside it
     beside = (distance <= 1.5 * max(grid.voxel_mm)) & ~every & (scene.csf >= _WITHOUT_CSF)
+    thin = placed(beside, np.sum(list(taken(beside).values()), axis=0))
+    beside_of = tuple(along[beside] for along in nearest)
     parts: dict[tuple[str, ...], int] = {}
     for number, (names, part) in enumerate(atoms(scene.masks).items(), start=1):
         parts[names] = number
-        thin = beside & part[tuple(nearest)]
-        share = np.sum([maps[name] for name in solid], axis=0)
-        maps[f"lesion:{number}"] = np.where(part, 1.0 - fluid, np.where(thin, share, 0.0)).astype(np.float32)
-    for name in solid:
-        maps[name] = np.where(beside, np.float32(0.0), maps[name])
+        maps[f"lesion:{number}"] = placed(part, 1.0 - fluid[part])
+        maps[f"lesion:{number}"][beside] = np.where(part[beside_of], thin[beside], 0.0)
     rest = every & ~scene.lesion
     if rest.any():
-        maps["lesion:0"] = np.where(rest, 1.0 - fluid, np.float32(0.0))
+        maps["lesion:0"] = placed(rest, 1.0 - fluid[rest])
     # lesions do not end at the line that a rater draws: what reaches beyond it is none of the region's signal
     rim = (distance_transform_edt(~every, sampling=grid.voxel_mm) <= max(_RIM_MM, *grid.voxel_mm)) & ~every
-    edge = np.sum([maps[name] for name in solid], axis=0)
-    maps["GM:rim"] = np.where(rim, edge, np.float32(0.0)).astype(np.float32)
-    for name in solid:
-        maps[name] = np.where(rim, np.float32(0.0), maps[name])
+    maps["GM:rim"] = placed(rim, np.sum(list(taken(rim).values()), axis=0))
     healthy: dict[int, str] = {}
+    made_of: dict[str, dict[str, float]] = {}
     for names, there in atoms(scene.mirrored).items():
         inside = there & scene.healthy
         if names not in parts or not inside.any():
             continue
-        share = np.sum([maps[name] for name in solid], axis=0)
-        grey = sum(float(maps[name][inside].sum()) for name in solid if name != "NAWM")
-        kind = "GM" if grey > 0.5 * float(share[inside].sum()) else "WM"  # whose decay it has, by most of it
+        present = taken(inside)
+        made = {name: float(values.sum()) for name, values in present.items()}
+        grey = sum(volume for name, volume in made.items() if name != "NAWM")
+        kind = "GM" if grey > 0.5 * sum(made.values()) else "WM"  # whose decay it has, by most of it
         healthy[parts[names]] = f"{kind}:{parts[names]}"
-        maps[healthy[parts[names]]] = np.where(inside, share, np.float32(0.0)).astype(np.float32)
-        for name in solid:
-            maps[name] = np.where(inside, np.float32(0.0), maps[name])
+        made_of[healthy[parts[names]]] = made
+        maps[healthy[parts[names]]] = placed(inside, np.sum(list(present.values()), axis=0))
     filled = {name: Volume(data, grid, "1") for name, data in maps.items() if data.any()}
-    return filled, {names: (f"lesion:{number}", healthy.get(number, "")) for names, number in parts.items()}
+    named = {names: (f"lesion:{number}", healthy.get(number, "")) for names, number in parts.items()}
+    return filled, named, made_of
+
+
+def _leaning(
+    fit: Corrected,
+    made_of: Mapping[str, Mapping[str, float]],
+    lesions: Sequence[str],
+    variation: Variation,
+    params: RoiParams,
+) -> Corrected:
+    """Return the fit where healthy parts lean on tissues of their composition, and parts of a lesion on one another."""
+    from scipy.linalg import block_diag
+
+    place = {name: i for i, name in enumerate(fit.names) if np.isfinite(fit.mmol_l[i])}
+    rows, blocks = [], []
+    for name, shares in made_of.items():
+        present = {tissue: share for tissue, share in shares.items() if tissue in place}
+        if name in place and sum(present.values()) > 0:
+            row = np.zeros(len(fit.names))
+            row[place[name]] = 1.0
+            for tissue, share in present.items():
+                row[place[tissue]] -= share / sum(present.values())
+            rows.append(row)
+            blocks.append(np.array([[params.healthy_sd_mmol_l**2]]))
+    known = [i for i, name in enumerate(lesions) if name in place]
+    if len(known) > 1:
+        # against the first of them, since the mean of the lesion is free
+        apart = np.concatenate([-np.ones((len(known) - 1, 1)), np.eye(len(known) - 1)], axis=1)
+        for row in apart:
+            whole = np.zeros(len(fit.names))
+            whole[[place[lesions[i]] for i in known]] = row
+            rows.append(whole)
+        between = variation.covariance[np.ix_(known, known)] + params.lesion_step_mmol_l**2 * np.eye(len(known))
+        blocks.append(apart @ between @ apart.T)
+    return shrunk(fit, np.array(rows), block_diag(*blocks)) if rows else fit
 
 
 def _corrected_row(
     name: str,
     expression: str,
     verdict: _Verdict,
-    parts: Mapping[tuple[str, ...], tuple[str, str]],
-    fit: Corrected,
-    volume: Mapping[str, float],
+    known: _Parts,
 ) -> dict[str, object]:
+    fit, parts, volume = known.fit, known.names, known.volume_ml
     place = {label: i for i, label in enumerate(fit.names)}
     ipsi, contra = np.zeros(len(fit.names)), np.zeros(len(fit.names))
     members = {label: np.array([label in names for names in parts]) for label in names_in(expression)}

@@ -23,6 +23,7 @@ from bids_sodium.core.tables import TISSUE_TSC
 from bids_sodium.image.magnitude import correct_noise_floor
 from bids_sodium.spatial.transforms import Affine, Transform
 from bids_sodium.steps._model import SOFT, Scan, ScanModel, VialPlace, scan_model
+from bids_sodium.steps._pose import Pose
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.tissue.partialvolume import Corrected, pooled
 
@@ -34,6 +35,7 @@ __all__ = [
     "SODIUM",
     "anatomy_from_na",
     "inputs",
+    "judge",
     "na_from_t1w",
     "scan_of",
     "target_error_mm",
@@ -61,10 +63,18 @@ def anatomy_from_na(files: Files) -> Transform:
     return read_transform(files.sodium_transform, files.anatomy_name, SODIUM)
 
 
-def write_tissues(files: Files, params: Params, tsc: Volume, known: Mapping[str, Record], record: Record) -> None:
-    """Write the tissue table, fractions as the scan sees them and the corrected map; nothing without an anatomy."""
+def write_tissues(
+    files: Files, params: Params, tsc: Volume, known: Mapping[str, Record], record: Record
+) -> Pose | None:
+    """Write the tissue table, fractions as the scan sees them and the corrected map; nothing without an anatomy.
+
+    Returns
+    -------
+    Pose or None
+        Where the image would have the tissue maps.
+    """
     if files.tissue_table is None or not files.fractions:
-        return
+        return None
     quantified = known["quantify"].values
     maps = tissue_maps(files)
     volumes = {name: float(np.asarray(image.data).sum()) * image.grid.voxel_ml for name, image in maps.items()}
@@ -75,7 +85,7 @@ def write_tissues(files: Files, params: Params, tsc: Volume, known: Mapping[str,
         params.partialvolume,
         target_error_mm=target_error_mm(known, params),
     )
-    _judge(model, record)
+    judge(model, record)
     relative = float(quantified["slope_se"]) / float(quantified["slope"])
     parts = {name: members for name, members in _SUMS.items() if any(m in model.names for m in members)}
     fits: dict[str, Corrected] = {}
@@ -114,6 +124,7 @@ def write_tissues(files: Files, params: Params, tsc: Volume, known: Mapping[str,
                 units="1",
                 kind="probseg",
             )
+    return model.pose
 
 
 def na_from_t1w(files: Files) -> NDArray[np.float64]:
@@ -169,7 +180,7 @@ def target_error_mm(known: Mapping[str, Record], params: Params) -> float:
     return float(whole) if np.isfinite(whole) and whole > 0 else params.partialvolume.registration_sd_mm
 
 
-def _judge(model: ScanModel, record: Record) -> None:
+def judge(model: ScanModel, record: Record) -> None:
     """Say how the columns were made, loudly where the point spread is a guess."""
     record.measure("psf_known", float(model.exact), note=model.how)
     if not model.exact:

@@ -7,6 +7,7 @@ of it with one interpolation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,7 @@ __all__ = [
     "run_template",
 ]
 
-VERSION = "2"
+VERSION = "3"
 TEMPLATE = "MNI152NLin2009aSym"
 SESSION = "orig"
 """Frame of the T1w image of a session that is not the anatomy itself."""
@@ -123,14 +124,17 @@ def run_template(files: TemplateFiles, params: Params) -> None:
     record = Record()
     template = load_head_template()
     t1w = read_volume(files.t1w)
-    found = register_deformable(
-        Volume(np.asarray(template.t1), template.grid),
-        t1w,
-        params.registration,
-        fixed_name=TEMPLATE,
-        moving_name="T1w",
-        fixed_mask=template.brain,
-    )
+    try:
+        found = register_deformable(
+            Volume(np.asarray(template.t1), template.grid),
+            t1w,
+            params.registration,
+            fixed_name=TEMPLATE,
+            moving_name="T1w",
+            fixed_mask=template.brain,
+        )
+    except (DataError, EstimationError) as error:
+        raise _of_files(error, {"T1w": files.t1w}) from error
     _measure(record, f"T1w_to_{TEMPLATE}", found)
     save_transform(
         files.transform,
@@ -248,11 +252,13 @@ class _Session:
                     moving_name=name,
                     fixed_mask=self.brain if direct else None,
                 )
-        except EstimationError as error:
-            if not self._has_another_way(name):
-                raise
+        except (DataError, EstimationError) as error:
+            images = {link.name: link.image for link in self.files.links}
+            told = _of_files(error, {**images, self.files.anatomy_name: self.files.anatomy})
+            if isinstance(told, DataError) or not self._has_another_way(name):
+                raise told from error
             self.record.omit(f"the way {name} to {target}", error.what)
-            self.failed[name] = error
+            self.failed[name] = told
             return None
         _measure(self.record, f"{name}_to_{target}", found)
         return found
@@ -339,6 +345,12 @@ class _Session:
         while links[chain[-1]] != "anatomy":
             chain.append(links[chain[-1]])
         return chain
+
+
+def _of_files(error: DataError | EstimationError, files: Mapping[str, Path]) -> DataError | EstimationError:
+    """Return an error that names files where it named frames: ``T1w`` or ``23Na to T1w``."""
+    where = " to ".join(files[frame].name if frame in files else frame for frame in error.where.split(" to "))
+    return type(error)(error.what, where=where, hint=error.hint)
 
 
 def _export(place: Path, transform: Transform, target_grid: Grid, source_grid: Grid) -> None:

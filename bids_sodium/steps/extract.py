@@ -31,7 +31,7 @@ from bids_sodium.tissue.rois import RoiParams
 
 __all__ = ["SODIUM", "VERSION", "Files", "Params", "run"]
 
-VERSION = "2"
+VERSION = "3"
 _WITHOUT_CSF = 0.5
 
 
@@ -115,12 +115,13 @@ def run(files: Files, params: Params) -> None:
     if params.onset_to_scan_h is not None:
         record.measure("onset_to_scan", params.onset_to_scan_h, "h", note="from the sessions table")
     known = {step: read_record(path) for step, path in files.records}
+    pose = None
     if files.tsc is not None:
         tsc = read_volume(files.tsc, unit="mmol/L")
-        write_tissues(files, params, tsc, known, record)
+        pose = write_tissues(files, params, tsc, known, record)
         _maps(files, tsc)
     if files.roi_table is not None:
-        write_regions(files, params, known, record)
+        write_regions(files, params, known, record, pose)
     rows = []
     for step in (*known.values(), record):
         rows += [

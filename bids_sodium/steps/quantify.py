@@ -58,7 +58,7 @@ __all__ = [
     "run_diffusion",
 ]
 
-VERSION = "2"
+VERSION = "3"
 
 _SODIUM = "23Na"
 
@@ -234,6 +234,9 @@ def run(files: Files, params: Params) -> None:
             sources=[files.real],
         )
     _tell(record, found, scale, effect, scan, fields)
+    if factor is not None:
+        note = f"scanner {factor.scanner}, {factor.source}; it is in the slope"
+        record.measure("scanner_factor", factor.factor, se=factor.se, note=note)
     record.values |= {
         "slope": scale.slope,
         "slope_se": scale.slope_se,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Estimator",
     "csf_partition",
+    "estimated_targets",
     "gaussian",
     "geometric_transfer",
     "independent",
@@ -215,13 +216,8 @@ def single_target(y: Array, P: Array, blur: Callable[[Array], Array], iterations
     point spread and ``r = m H m + (1 - m) H (1 - m)`` what either keeps of itself.
     """
     n = len(P)
-    W, value = np.zeros_like(P), np.zeros_like(P)
-    region = np.zeros_like(P)
-    winner = P.argmax(axis=0)
-    region[winner, np.arange(P.shape[1])] = P.max(axis=0) > 0
-    for t in range(n):
-        target = region[t] if region[t].any() else (P[t] >= 0.5 * P[t].max()).astype(np.float64)
-        region[t] = target
+    W, value, region = np.zeros_like(P), np.zeros_like(P), _targets(P)
+    for t, target in enumerate(region):
         rest = 1.0 - target
 
         def spill(image: Array, target: Array = target, rest: Array = rest) -> Array:
@@ -243,6 +239,38 @@ def single_target(y: Array, P: Array, blur: Callable[[Array], Array], iterations
         W[t] = row + back
     c = (region * value).sum(axis=1) / region.sum(axis=1)
     return Estimator(W, c - W @ y, region, value, np.zeros(n), has_maps=True)
+
+
+def estimated_targets(y: Array, P: Array, alike: Array) -> Estimator:
+    """Return the mean over each target of ``(y - sum_other c H p) / H p``, the ``c`` of all targets those very means.
+
+    Each target is corrected in turn with what is estimated for the others until nothing changes: that is the solution
+    of ``A c = b`` with ``A_ts`` the mean of ``H p_s / H p_t`` over target ``t`` and ``b_t`` that of ``y / H p_t``.
+    ``alike`` are the columns ``H p``.
+    """
+    # where little of the target reaches, a small number would divide noise
+    enough = np.minimum(0.1, 0.5 * alike.max(axis=1, keepdims=True)) <= alike
+    region = _targets(np.where(enough, P, 0.0))
+    recovery = np.where(region > 0, alike, 1.0)
+    u = means(region) / recovery
+    A = u @ alike.T
+    if np.linalg.cond(A) > 1e8:
+        raise EstimationError(f"{len(P)} targets cannot be told apart", hint="merge regions that overlap")
+    W = np.asarray(np.linalg.solve(A, u), dtype=np.float64)
+    c = W @ y
+    value = np.where(region > 0, c[:, None] + (y - c @ alike) / recovery, np.nan)
+    n = len(P)
+    return Estimator(W, np.zeros(n), region, value, np.zeros(n), has_maps=True)
+
+
+def _targets(P: Array) -> Array:
+    """Return the voxels of each region: where its share is the largest; a half of its peak where it nowhere is."""
+    region = np.zeros_like(P)
+    region[P.argmax(axis=0), np.arange(P.shape[1])] = P.max(axis=0) > 0
+    for target, share in zip(region, P, strict=True):
+        if not target.any():
+            target[:] = share >= 0.5 * share.max()
+    return region
 
 
 def trimmed(y: Array, F: Array, inside: NDArray[np.bool_], glm: Estimator, p: PartialVolumeParams) -> Estimator:

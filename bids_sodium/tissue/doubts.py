@@ -10,6 +10,7 @@ and leaves out that the weights of plain means move too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
@@ -19,7 +20,16 @@ from numpy.typing import NDArray
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import DataError, GeometryError
 
-__all__ = ["OUTSIDE", "boundary_doubts", "coarser", "moved", "placing_doubts", "rigid_covariance"]
+__all__ = [
+    "OUTSIDE",
+    "Variation",
+    "boundary_doubts",
+    "coarser",
+    "moved",
+    "placing_doubts",
+    "rigid_covariance",
+    "varied",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -246,17 +256,113 @@ def boundary_doubts(
     maps, grid = _boxed(fractions)
     maps[OUTSIDE] = np.clip(1.0 - sum(maps.values()), 0.0, 1.0).astype(np.float32)
     slopes = {name: _gradient(data, grid) for name, data in maps.items()}
+    reach = {name: _reach(data) for name, data in maps.items()}
     found = {}
     for t, u in combinations(maps, 2):
-        both = maps[t] + maps[u]
-        size = np.sqrt(((maps[u] * slopes[t] - maps[t] * slopes[u]) ** 2).sum(axis=0))
-        density = np.where(both > 1e-3, size / np.maximum(both, 1e-3), 0.0)
+        # elsewhere one of the two is nothing and has no slope
+        box = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(reach[t], reach[u], strict=True))
+        if any(part.start >= part.stop for part in box):
+            continue
+        both = maps[t][box] + maps[u][box]
+        size = np.sqrt(((maps[u][box] * slopes[t][:, *box] - maps[t][box] * slopes[u][:, *box]) ** 2).sum(axis=0))
+        density = np.zeros(grid.shape, dtype=np.float32)
+        density[box] = np.where(both > 1e-3, size / np.maximum(both, 1e-3), 0.0)
         if float(density.sum(dtype=np.float64)) * grid.voxel_ml * 10.0 < least_cm2:
             continue
         place = sd_mm if isinstance(sd_mm, (int, float)) else max(sd_mm.get(t, 0.0), sd_mm.get(u, 0.0))
         step = np.float32(place * (_finite(signal, t) - _finite(signal, u)))
         found[t, u] = Volume(np.asarray(step * density, dtype=np.float32), grid, "mmol/L")
     return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variation:
+    """A concentration that varies smoothly over neighbouring regions.
+
+    Parameters
+    ----------
+    within : list of Volume
+        Changes inside the regions about the mean of each, together one standard deviation, in mmol/L.
+    covariance : (n, n) ndarray
+        Covariance of the means of the regions, in (mmol/L)^2.
+    """
+
+    within: list[Volume]
+    covariance: Array
+
+
+def varied(
+    regions: Mapping[str, Volume],
+    rng: np.random.Generator,
+    *,
+    sd_mmol_l: float,
+    length_mm: float,
+    n_draws: int = 200,
+    n_within: int = 32,
+) -> Variation:
+    """Return how a smooth random field varies within regions and between their means.
+
+    The field has the covariance ``sd^2 exp(-(d / length)^2)``. Inside a region it changes the image, but not the mean
+    that is asked for; neighbouring regions share most of it.
+
+    Parameters
+    ----------
+    regions : mapping of str to Volume
+        Shares of the voxels of one lattice.
+    rng : numpy.random.Generator
+        Source of randomness.
+    sd_mmol_l, length_mm : float
+        Standard deviation of the field in mmol/L, and the distance at which its correlation is 1/e, in mm.
+    n_draws, n_within : int
+        Draws for the covariance, and how many of them are returned as changes.
+
+    Returns
+    -------
+    Variation
+        Changes and covariance, regions in the given order.
+
+    Raises
+    ------
+    GeometryError
+        If the maps lie on different lattices.
+    DataError
+        If the regions are empty.
+
+    Examples
+    --------
+    >>> left, right = np.zeros((2, 20, 10, 10))
+    >>> left[1:4], right[4:19] = 1.0, 1.0
+    >>> grid = Grid.centred((20, 10, 10), 2.0)
+    >>> parts = {"rim": Volume(left, grid), "core": Volume(right, grid)}
+    >>> found = varied(parts, np.random.default_rng(0), sd_mmol_l=10.0, length_mm=15.0)
+    >>> sd = np.sqrt(np.diag(found.covariance))
+    >>> bool(sd[0] > sd[1]), bool(found.covariance[0, 1] > 0)
+    (True, True)
+    """
+    from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+    maps, grid = _boxed(regions)
+    shares = np.stack(list(maps.values()))
+    volume = shares.sum(axis=(1, 2, 3), dtype=np.float64)
+    # white noise through a Gaussian of length / 2 has the correlation exp(-(d / length)^2)
+    width = length_mm / 2.0 / np.array(grid.voxel_mm)
+    reach = [int(4.0 * w + 0.5) for w in width]
+    size = 1.0
+    for w, r in zip(width, reach, strict=True):
+        impulse = np.zeros(2 * r + 1)
+        impulse[r] = 1.0
+        size *= float(np.sqrt((gaussian_filter1d(impulse, w) ** 2).sum()))
+    inner = tuple(slice(r, -r or None) for r in reach)
+    means, within = np.empty((n_draws, len(maps))), []
+    for draw in range(n_draws):
+        noise = rng.standard_normal([n + 2 * r for n, r in zip(grid.shape, reach, strict=True)]).astype(np.float32)
+        # the margin keeps the edges as variable as the middle
+        smooth = gaussian_filter(noise, width)[inner] * np.float32(sd_mmol_l / size)
+        means[draw] = np.tensordot(shares, smooth, axes=3) / volume
+        if draw < n_within:
+            change = shares.sum(axis=0) * smooth - np.tensordot(means[draw].astype(np.float32), shares, axes=1)
+            within.append(Volume((change / np.sqrt(n_within)).astype(np.float32), grid, "mmol/L"))
+    return Variation(within, means.T @ means / n_draws)
 
 
 def coarser(volume: Volume, voxel_mm: float) -> Volume:
@@ -290,6 +396,15 @@ def coarser(volume: Volume, voxel_mm: float) -> Volume:
     affine = volume.grid.affine @ np.diag([*(float(block) for block in blocks), 1.0])
     affine[:3, 3] = volume.grid.world(np.array([(block - 1) / 2.0 for block in blocks]))
     return Volume(data, Grid((data.shape[0], data.shape[1], data.shape[2]), affine), volume.unit)
+
+
+def _reach(data: NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    """Return the box outside which a map and its slope are nothing."""
+    found = []
+    for axis in range(3):
+        filled = np.flatnonzero(data.any(axis=tuple(other for other in range(3) if other != axis)))
+        found.append(slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 2) if filled.size else slice(0, 0))
+    return found[0], found[1], found[2]
 
 
 def _finite(signal: Mapping[str, float], name: str) -> float:

@@ -24,7 +24,7 @@ from bids_sodium.core.constants import CSF_MMOL_L
 from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError, GeometryError
 from bids_sodium.tissue import _estimators as estimators
-from bids_sodium.tissue._corrected import Corrected, assembled, of_samples, pooled
+from bids_sodium.tissue._corrected import Corrected, assembled, of_samples, pooled, shrunk
 from bids_sodium.tissue._estimators import Estimator
 from bids_sodium.tissue._local import local_least_squares
 from bids_sodium.tissue._noise import Noise, noise_autocorrelation
@@ -44,11 +44,26 @@ __all__ = [
     "noise_autocorrelation",
     "pooled",
     "regional",
+    "shrunk",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
 Method: TypeAlias = Literal[
-    "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "mlts", "paper"
+    "raw",
+    "csf",
+    "gtm",
+    "glm",
+    "local",
+    "kspace",
+    "kspace-density",
+    "mg",
+    "rbv",
+    "iy",
+    "labbe",
+    "stc",
+    "estc",
+    "mlts",
+    "paper",
 ]
 
 METHODS: tuple[Method, ...] = (
@@ -64,19 +79,20 @@ METHODS: tuple[Method, ...] = (
     "iy",
     "labbe",
     "stc",
+    "estc",
     "mlts",
     "paper",
 )
 """Names of the methods that `regional` knows."""
 
-FRACTION_METHODS: frozenset[Method] = frozenset({"rbv", "iy", "labbe", "stc"})
+FRACTION_METHODS: frozenset[Method] = frozenset({"rbv", "iy", "labbe", "stc", "estc"})
 """Those that need the shares of the voxels without point spread."""
 
 _OF_SAMPLES = frozenset({"kspace", "kspace-density"})
 _NEEDS = {
-    "voxel_mm": frozenset({"local", "labbe", "stc"}),
+    "voxel_mm": frozenset({"local", "labbe", "stc", "estc"}),
     "fractions": FRACTION_METHODS,
-    "fwhm_mm": frozenset({"labbe", "stc"}),
+    "fwhm_mm": frozenset({"labbe", "stc", "estc"}),
     "samples": _OF_SAMPLES,
 }
 
@@ -194,6 +210,8 @@ def regional(
     iy             the same with ``s`` from its own means, iterated: as biased, and slow to leave the plain mean
     labbe          least squares with one Gaussian for all tissues: what is lost without decay and negative lobes
     stc            each tissue in turn against all the rest, voxel by voxel, one Gaussian: for single compact targets
+    estc           each tissue in turn against what is estimated for all others, until they agree, one Gaussian: linear,
+                   and exact where every tissue is uniform (after the paper's abstract, which has no equations)
     mlts           trimmed local least squares: for images with few bad voxels; smooths over its cube
     paper          ``csf`` with the columns and the image that the MS paper took, which the caller gives: masks through
                    a Gaussian of ``paper_scale`` nominal voxels, and the denoised concentration map
@@ -231,12 +249,12 @@ def regional(
         Changes of the image, in mmol/L, that count one standard deviation each, by source (what the scan makes of
         `bids_sodium.tissue.doubts`); for fits to k-space the moments hold them.
     voxel_mm : tuple of float, optional
-        Edge lengths of a voxel in mm; ``local``, ``labbe`` and ``stc`` need it.
+        Edge lengths of a voxel in mm; ``local``, ``labbe``, ``stc`` and ``estc`` need it.
     fractions : (n, nx, ny, nz) ndarray, optional
-        Shares of the voxels without point spread, times the gain of the columns; ``rbv``, ``iy``, ``labbe`` and ``stc``
-        need them.
+        Shares of the voxels without point spread, times the gain of the columns; ``rbv``, ``iy``, ``labbe``, ``stc``
+        and ``estc`` need them.
     fwhm_mm : float, optional
-        Full width at half maximum of the one Gaussian of ``labbe`` and ``stc``, in mm.
+        Full width at half maximum of the one Gaussian of ``labbe``, ``stc`` and ``estc``, in mm.
     samples : SampleMoments, optional
         Sums over k-space (`moments`), in the same units; ``kspace`` and ``kspace-density`` need them.
 
@@ -261,7 +279,7 @@ def regional(
     Positron Emission Tomography. kspace: Hu 1988, doi:10.1002/mrm.1910080308 (spectra of compartments).
     mg: Muller-Gartner 1992, doi:10.1038/jcbfm.1992.81. rbv: Thomas 2011, doi:10.1007/s00259-011-1745-9.
     iy: Erlandsson 2012, doi:10.1088/0031-9155/57/21/R119. stc: Sari 2017, doi:10.1177/0271678X16656197.
-    mlts: Kim 2021, doi:10.1002/nbm.4448.
+    estc: Moller 2025, doi:10.1002/mrm.70208. mlts: Kim 2021, doi:10.1002/nbm.4448.
 
     Examples
     --------
@@ -465,4 +483,6 @@ def _with_fractions(
     alike = np.stack([blur(row.ravel())[inside.ravel()] for row in P])
     if estimators.independent(alike).size < len(alike):
         raise EstimationError("with one Gaussian for all tissues two of them look alike", hint="merge them")
+    if method == "estc":
+        return estimators.estimated_targets(y, P[:, inside], alike), alike
     return estimators.least_squares(y, alike), alike

@@ -42,6 +42,21 @@ class RoiParams:
     )
     """Set expressions on the delineated regions that become regions of their own."""
 
+    healthy_sd_mmol_l: float = 2.0
+    """Standard deviation by which healthy tissue beside another place differs from what its composition of cortex, deep
+    grey and white matter predicts, in mmol/L: the mirror image of a small region leans on the whole brain."""
+
+    lesion_sd_mmol_l: float = 10.0
+    """Standard deviation with which the concentration varies smoothly over a lesion, in mmol/L: what varies inside a
+    region widens its error."""
+
+    lesion_length_mm: float = 15.0
+    """Distance at which the correlation of that variation has fallen to 1/e, in mm."""
+
+    lesion_step_mmol_l: float = 10.0
+    """Standard deviation of the steps between parts of a lesion, in mmol/L: a part of a few millilitres, or a rim
+    thinner than the point spread, leans on the others."""
+
     consensus: Rule = "average"
     """How the masks of several raters become one: ``average`` (mean of the signed distances to their outlines),
     ``majority`` (more than half of the raters), ``intersection``, ``union`` or ``staple`` (each rater weighted by the

@@ -70,6 +70,11 @@ def test_the_centre_gets_the_models_of_all_rows(sites: Path, command: Callable[.
     [
         (["--study", "ms", "--from-summaries", "{empty}"], 65, "no summaries in 0 JSON files"),
         (["--study", "stroke", "--export-summaries"], 78, "summaries are of the MS study"),
+        (
+            ["--study", "ms", "--from-summaries", "{empty}", "--scanners", "a.tsv"],
+            78,
+            "--scanners with --from-summaries",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_said(

@@ -1,7 +1,8 @@
-"""Time and memory of the group statistics: ``python tests/bench/group.py [bca] [study] [consortium]``, one thread.
+"""Time and memory of the group statistics: ``python tests/bench/group.py [bca] [stroke] [study] [consortium]``.
 
-BCa beside a loop of statsmodels, the whole MS study on the paper's 130 participants with all 10 000
-resamples, and a consortium of 10 000 participants at 50 sites. The best of three turns counts.
+One thread: BCa beside a loop of statsmodels, the whole stroke study on 15 and 1000 patients and the whole MS study on
+130 participants with all 10 000 resamples, and a consortium of 10 000 participants at 50 sites. Of several turns the
+best counts.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from bids_sodium.group import stroke
 from bids_sodium.group.ms import MsParams, analyse
-from bids_sodium.simulate.cohort import MsCohortParams, ms_cohort
+from bids_sodium.simulate.cohort import Cohort, MsCohortParams, ms_cohort, stroke_cohort
 from bids_sodium.simulate.consortium import ConsortiumParams, consortium
+from bids_sodium.simulate.fate import fate_cells, rater_table
 from bids_sodium.stats.harmonization import combat
 from bids_sodium.stats.regression import bca
 
@@ -58,6 +61,19 @@ def of_bca() -> None:
     report("statsmodels loop, 1000 of 10 000", peer, f"ratio for 10 000: {10 * peer[1] / ours[1]:.0f}")
 
 
+def of_stroke() -> None:
+    """Everything on the paper's 15 patients and on 1000, with tables of cells and raters: 10 000 draws."""
+    for n in (15, 1000):
+        cohort = stroke_cohort(np.random.default_rng(3), n)
+        cells = fate_cells(np.random.default_rng(5), cohort)
+        raters = rater_table(np.random.default_rng(1), cohort)
+
+        def whole(cohort: Cohort = cohort, cells: Any = cells, raters: Any = raters) -> None:
+            stroke.analyse(cohort.table, rng=np.random.default_rng(0), cells=cells, raters=raters)
+
+        report(f"stroke study, {n} patients", best(whole, 1))
+
+
 def of_study() -> None:
     """Everything on 130 participants: all tables, both subsets, 10 000 draws."""
     table = ms_cohort(np.random.default_rng(5)).table
@@ -82,7 +98,7 @@ def of_consortium() -> None:
     report("with 20 regions, one score", best(lambda: analyse(wide.table, params, np.random.default_rng(0)), 1))
 
 
-PARTS = {"bca": of_bca, "study": of_study, "consortium": of_consortium}
+PARTS = {"bca": of_bca, "stroke": of_stroke, "study": of_study, "consortium": of_consortium}
 
 
 def main() -> int:

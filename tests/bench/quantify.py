@@ -31,7 +31,9 @@ from bids_sodium.simulate.brain import HEALTHY_MMOL_L, AnatomyParams, draw_anato
 from bids_sodium.simulate.dataset import PROTOCOLS
 from bids_sodium.tissue.partialvolume import Method, moments, regional
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1"
+)
 TISSUES = ("CGM", "DGM", "NAWM", "CSF", "T1iso", "T1hypo", "soft")
 REPORTED = TISSUES[:-1]
 TRUE = {**HEALTHY_MMOL_L, "T1iso": 45.0, "T1hypo": 52.0}
@@ -119,7 +121,8 @@ def _partial_volume(protocol: str) -> None:
         return list((found.mmol_l - truth)[:-1]), time.perf_counter() - began
 
     methods: tuple[Method, ...] = (
-        "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "mlts",
+        "raw", "csf", "gtm", "glm", "local", "kspace", "kspace-density", "mg", "rbv", "iy", "labbe", "stc", "estc",
+        "mlts",
     )  # fmt: skip
     print(f"| *operator columns, {len(TISSUES)} tissues at 1 mm* |" + " |" * len(REPORTED) + f" {took:.1f} |")
     for method in methods:

@@ -324,6 +324,23 @@ def test_balanced_mixed_model_is_repeated_measures_anova() -> None:
     assert test.p_kenward_roger == pytest.approx(effect.p, rel=1e-4)
 
 
+def test_balanced_random_slopes_are_the_spread_of_each_subjects_own_line() -> None:
+    # with the same times in every subject the REML optimum has a closed form: means of the subjects' own lines
+    rng = np.random.default_rng(15)
+    n, t = 12, np.arange(8.0)
+    lines = np.column_stack([np.ones(t.size), t])
+    truth = np.array([250.0, 10.0]) + rng.normal(size=(n, 2)) * [25.0, 6.0]
+    y = truth @ lines.T + rng.normal(0, 20.0, size=(n, t.size))
+    own = np.linalg.lstsq(lines, y.T, rcond=None)[0]
+    X = np.tile(lines, (n, 1))
+    fit = mixed(y.ravel(), X, np.repeat(np.arange(n), t.size), random=X)
+    np.testing.assert_allclose(fit.estimate, own.mean(axis=1), rtol=1e-10)
+    np.testing.assert_allclose(fit.covariance, np.cov(own) / n, rtol=1e-7)
+    np.testing.assert_allclose(fit.covariance_kenward_roger, np.cov(own) / n, rtol=1e-7)
+    np.testing.assert_allclose(fit.df_kenward_roger, n - 1, rtol=1e-8)
+    np.testing.assert_allclose(fit.df_satterthwaite, n - 1, rtol=1e-6)
+
+
 def test_two_levels_are_a_paired_test_by_every_route() -> None:
     rng = np.random.default_rng(12)
     x = rng.normal(size=(9, 1)) + rng.normal(size=(9, 2)) * 0.5

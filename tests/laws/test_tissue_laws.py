@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from bids_sodium.tissue._samples import fit_moments
 from bids_sodium.tissue.measures import regional as measure
-from bids_sodium.tissue.partialvolume import PartialVolumeParams, moments, regional
+from bids_sodium.tissue.partialvolume import PartialVolumeParams, moments, regional, shrunk
 from bids_sodium.tissue.rois import agreement, combine, consensus
 
 SHAPE = (6, 5, 4)
@@ -116,6 +116,25 @@ def test_covariance_is_symmetric_and_not_negative(seed: int) -> None:
 
 
 @laws
+@given(st.integers(0, 10_000), st.floats(-2.0, 2.0), st.floats(-2.0, 2.0))
+def test_estimated_targets_are_linear_and_exact_where_every_tissue_is_uniform(seed: int, a: float, b: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    shares, rng = fractions(seed), np.random.default_rng(seed)
+    spread = np.stack([gaussian_filter(p, 6.0 / np.sqrt(8 * np.log(2)) / 4.0, mode="constant") for p in shares])
+    truth, unlike = rng.uniform(20.0, 150.0, 3), rng.normal(40.0, 10.0, shares.shape[1:])
+    uniform = np.tensordot(truth, spread, axes=1)
+
+    def estimate(image: np.ndarray) -> np.ndarray:
+        fit = regional(image, spread, NAMES, method="estc", fractions=shares, fwhm_mm=6.0, voxel_mm=VOXEL_MM)
+        return np.asarray(fit.mmol_l)
+
+    np.testing.assert_allclose(estimate(uniform), truth, rtol=1e-8)
+    both = estimate(a * uniform + b * unlike)
+    np.testing.assert_allclose(both, a * truth + b * estimate(unlike), rtol=1e-7, atol=1e-7)
+
+
+@laws
 @given(st.integers(0, 10_000), st.floats(0.5, 2.0))
 def test_weights_of_one_size_are_flat_weights(seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -139,3 +158,22 @@ def test_measures_shift_and_scale_with_the_image(mask: np.ndarray, shift: float,
     one, other = measure(image, mask, voxel_ml=0.1), measure(shift + scale * image, mask, voxel_ml=0.1)
     assert other.mean == pytest.approx(shift + scale * one.mean, rel=1e-9, abs=1e-9)
     assert other.sd == pytest.approx(scale * one.sd, rel=1e-6)
+
+
+@laws
+@given(st.integers(0, 2**31), st.floats(0.1, 50.0))
+def test_leaning_is_least_squares_with_the_contrasts_as_further_data(seed: int, sd: float) -> None:
+    columns = fractions(seed)
+    image = np.tensordot(np.array([40.0, 30.0, 140.0]), columns, axes=1)
+    fit = regional(
+        image + np.random.default_rng(seed).normal(size=image.shape), columns, NAMES, method="glm", sigma=1.0
+    )
+    H, S = np.array([[1.0, -0.7, -0.3], [0.0, 1.0, -1.0]]), sd**2 * np.array([[1.0, 0.5], [0.5, 4.0]])
+    found = shrunk(fit, H, S)
+    precision = np.linalg.inv(fit.covariance) + H.T @ np.linalg.inv(S) @ H
+    expected = np.linalg.solve(precision, np.linalg.solve(fit.covariance, fit.mmol_l))
+    np.testing.assert_allclose(found.mmol_l, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.covariance, np.linalg.inv(precision), rtol=1e-5, atol=1e-8)
+    assert (found.se <= fit.se * (1 + 1e-9)).all()
+    free = shrunk(fit, H, np.eye(2) * 1e18)
+    np.testing.assert_allclose(free.mmol_l, fit.mmol_l, rtol=1e-9)

@@ -123,7 +123,7 @@ def test_stated_error_is_the_error_seen_in_coloured_noise(method: Method, knowle
     columns = columns_through("oscillating")
     rng = np.random.default_rng(2)
     y = np.tensordot(TRUTH, columns, axes=1)
-    draws = 25 if method in {"local", "stc"} else 60
+    draws = 25 if method in {"local", "stc", "estc"} else 60
     given = (
         {"autocorrelation": noise_autocorrelation(np.stack([coloured(rng) for _ in range(4)]), 6), "sigma": 3.0}
         if knowledge == "kernel"

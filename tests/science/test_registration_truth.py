@@ -18,7 +18,7 @@ from bids_sodium.bidsio.templates import load_head_template
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.spatial.mirror import mid_sagittal_mirror, mirror_transform
-from bids_sodium.spatial.registration import register, register_deformable
+from bids_sodium.spatial.registration import RegistrationParams, register, register_deformable
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.spatial.transforms import Affine, Transform, Warp, distance_mm, rigid_from_parameters
 
@@ -254,6 +254,47 @@ def test_a_whole_head_finds_the_bare_brain_of_the_template() -> None:
     mirror = mirror_transform(found.transform)
     known = mirror_transform(truth)
     assert float(distance_mm(mirror, known, points).mean()) < 2.0
+
+
+QUICK = RegistrationParams(points=(1500, 4000, 8000))
+BACK = slice(None, None, -1)
+
+
+@pytest.mark.parametrize(
+    ("turned", "axis"),
+    [((slice(None), BACK, BACK), "left-right"), ((BACK, BACK, slice(None)), "foot-head")],
+)
+def test_a_head_turned_by_half_a_turn_is_refused_by_the_template_too(turned: tuple[slice, ...], axis: str) -> None:
+    image, _, _ = participant(1)
+    template = load_head_template()
+    with pytest.raises(EstimationError, match=rf"t1w to mni: turned by 180 degrees about the {axis} axis"):
+        register(
+            Volume(np.asarray(template.t1), template.grid),
+            image.with_data(image.data[turned]),
+            QUICK,
+            fixed_name="mni",
+            moving_name="t1w",
+            fixed_mask=template.brain,
+            kind="affine",
+        )
+
+
+def test_what_the_image_of_a_head_does_not_cover_does_not_bend_the_rest() -> None:
+    image, points, truth = participant(1)
+    template = load_head_template()
+    cut = Volume(np.asarray(image.data)[..., :75], Grid((*image.grid.shape[:2], 75), image.grid.affine))
+    found = register_deformable(
+        Volume(np.asarray(template.t1), template.grid),
+        cut,
+        QUICK,
+        fixed_name="mni",
+        moving_name="t1w",
+        fixed_mask=template.brain,
+    )
+    inside = cut.grid.index(points)[:, 2] < 74.5
+    assert 0.5 < inside.mean() < 0.95
+    assert float(distance_mm(found.transform, truth, points[inside]).mean()) < 1.4
+    assert found.inverse_consistency_mm < 0.1
 
 
 def test_the_plane_of_symmetry_is_found() -> None:

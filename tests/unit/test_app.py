@@ -20,6 +20,7 @@ from bids_sodium.engine.executors import Outcome, Report
 from bids_sodium.engine.locks import output_lock
 from bids_sodium.engine.tasks import Task
 from bids_sodium.group import ms
+from bids_sodium.group.results import Analysis, Ledger, Study, empty_results
 from bids_sodium.simulate.cohort import ms_cohort, stroke_cohort
 
 
@@ -208,6 +209,60 @@ def test_norms_turn_raw_scores_into_z(ms_group: Callable[..., int], tmp_path: Pa
     norms.write_text("test\tmean\tsd\nsdmt\t50\t10\n")
     with pytest.raises(DataError, match=r"norms\.tsv: missing column\(s\) score"):
         ms_group("--norms", str(norms))
+
+
+def test_what_only_the_ms_study_reads_is_refused_for_stroke(group: Callable[..., int], tmp_path: Path) -> None:
+    table = tmp_path / "table.tsv"
+    table.write_text("scanner\tfactor\nA\t1.02\n")
+    with pytest.raises(ConfigError, match="--scanners at the group level makes concentrations of the MS study"):
+        group("--study", "stroke", "--scanners", str(table))
+    with pytest.raises(ConfigError, match="--norms turns scores of the MS study, --study is stroke"):
+        group("--study", "stroke", "--norms", str(table))
+
+
+def test_factors_of_sites_are_not_taken_twice(ms_group: Callable[..., int], tmp_path: Path) -> None:
+    table = tmp_path / "scanners.tsv"
+    table.write_text("site\tfactor\nA\t1.02\n")
+    with pytest.raises(ConfigError, match=r"factors of A in ms\.site_factors and a table of --scanners") as caught:
+        ms_group("--scanners", str(table), "--set", 'ms.site_factors=[["A", 1.02]]')
+    assert caught.value.exit_code == 78
+
+
+def test_what_cannot_be_computed_leaves_the_exit_code_of_a_run_that_worked(
+    ms_group: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A score of another name, sexes in codes, one diagnosis at a site: each is told, the others are done."""
+    place = tmp_path / "ms" / "group_tsc.tsv"
+    table = pd.read_csv(place, sep="\t", na_values="n/a")
+    table = table.assign(
+        sex=table["sex"].map({"F": 1, "M": 2}), site=np.where(table["group"] == "SPMS", "X", "A"), z_sdmt="12 points"
+    )
+    write_group_table(tmp_path / "ms", table, {})
+    assert ms_group() == 0
+    index = json.loads((tmp_path / "out" / "group_analyses.json").read_text())
+    told = {(entry["Analysis"], entry["Part"]): entry["Reason"] for entry in index["LeftOut"]}
+    assert told["sites", "site X"] == "8 SPMS only: it adds nothing to a difference between groups"
+    notes = " ".join(entry["Reason"] for entry in index["LeftOut"] if entry["Analysis"] == "participants")
+    assert "sex could not be read: the values 1, 2 are not known" in notes
+    assert "z_sdmt could not be read" in notes
+    assert (tmp_path / "out" / "group_comparisons.tsv").is_file()
+    assert "parts of other analyses" in capsys.readouterr().err
+
+
+def test_a_second_run_leaves_no_table_of_the_first(tmp_path: Path) -> None:
+    def done(name: str) -> Analysis:
+        ledger = Ledger(name, name)
+        ledger.add(term="x", estimate=1.0)
+        return ledger.close(data={"points": pd.DataFrame({"x": [1.0]})})
+
+    first = Study(study="ms", analyses=(done("regions"), done("regions_time")))
+    app._write_study(tmp_path, first, settings={})
+    (tmp_path / "group_tsc.tsv").write_text("participant_id\n")
+    left_out = Analysis(name="regions", title="regions", results=empty_results(), left_out="no region")
+    app._write_study(tmp_path, Study(study="ms", analyses=(left_out, done("regions_time"))), settings={})
+    assert {path.name for path in tmp_path.glob("*.tsv")} == {
+        "group_tsc.tsv", "group_regions_time.tsv", "group_regions_time_points.tsv"
+    }  # fmt: skip
 
 
 def test_a_table_that_contradicts_itself_stops_alone_and_returns_the_code_of_a_bug(

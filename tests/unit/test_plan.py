@@ -16,6 +16,8 @@ from bids_sodium.config import Config, load
 from bids_sodium.core.errors import DataError
 from bids_sodium.engine.tasks import Stamps, Task, in_order
 from bids_sodium.plan import participants, plan, reference_session
+from bids_sodium.steps.align import SESSION
+from bids_sodium.tissue.delineation import DelineationParams
 
 RAW, OUT, WORK = Path("/no/where/bids"), Path("/no/where/out"), Path("/no/where/work")
 ROOTS = Roots(output=OUT, raw=RAW, derivatives=(("rois", RAW / "derivatives" / "rois"),))
@@ -147,6 +149,12 @@ def test_what_nobody_makes_is_input_and_what_is_made_is_not(tasks: tuple[Task, .
     assert all(path.is_relative_to(OUT) or path.is_relative_to(WORK) for path in made)
 
 
+def test_every_step_names_its_files_as_the_whole_run_does(tasks: tuple[Task, ...]) -> None:
+    for task in tasks:
+        for path in (*task.inputs, *task.outputs):
+            assert task.files.roots.uri(path) == ROOTS.uri(path)
+
+
 def test_a_plan_is_in_order_and_can_be_sent_to_another_process(tasks: tuple[Task, ...]) -> None:
     assert [task.id for task in in_order(tasks)] == [task.id for task in tasks]
     for task in tasks:
@@ -261,6 +269,15 @@ def test_maps_of_the_coil_reach_the_calibration_and_the_fit_reads_what_they_corr
     assert divided["quantify"].files.fields.rb1map is None
 
 
+def test_a_mask_in_a_frame_that_no_image_has_is_told() -> None:
+    drawn = scan("sub-01", "space-FLAIR_label-T2lesion_mask.nii.gz", tree="derivatives/rois")
+    with_flair, without = (tasks_of([ms(masks={"T2lesion": (drawn,)}, **more)])[-1] for more in ({}, {"flair": None}))
+    told = ("region T2lesion", f"{drawn.path.name} lies in the frame FLAIR, of which the session has no image")
+    assert told not in with_flair.params.omissions
+    assert told in without.params.omissions
+    assert not any("were given" in reason and "lesion" in what for what, reason in without.params.omissions)
+
+
 def test_a_session_with_a_problem_is_passed_over_and_the_others_go_on() -> None:
     bad = ms("sub-02", problem=DataError("is broken"))
     assert {task.group for task in tasks_of([ms("sub-01"), bad, ms("sub-03")])} == {"sub-01", "sub-03"}
@@ -356,6 +373,34 @@ def test_a_setting_enters_the_steps_that_use_it_and_no_other(setting: str, expec
     assert changed == expected
 
 
+FAST = RAW / "derivatives" / "fast"
+
+
+@pytest.mark.parametrize(
+    ("segmentations", "expected"),
+    [
+        ((), set()),
+        ((External(name="fast", maps=tuple((n, FAST / f"pve_{n}.nii.gz") for n in ("CSF", "GM", "NAWM"))),),
+         {"parcellate"}),
+    ],
+    ids=["nothing of this participant", "tissues"],
+)  # fmt: skip
+def test_a_dataset_that_is_added_changes_the_steps_that_read_from_it_and_no_other(
+    segmentations: tuple[External, ...], expected: set[str]
+) -> None:
+    more = replace(ROOTS, derivatives=(("fast", FAST), *ROOTS.derivatives))
+    before = tasks_of([ms(), ms("sub-02")])
+    after = plan([ms(segmentations=segmentations), ms("sub-02")], Config(), more, WORK)
+    changed = {
+        (one.unit, one.name)
+        for one, other in zip(before, after, strict=True)
+        if (one.files, one.params, one.inputs) != (other.files, other.params, other.inputs)
+    }
+    assert changed == {("sub-01", name) for name in expected}
+    parcellate = next(task for task in after if task.id == "sub-01.parcellate")
+    assert [name for name, _ in parcellate.files.roots.derivatives] == [*(["fast"] if expected else []), "rois"]
+
+
 def test_keys_do_not_depend_on_where_the_folders_lie(tmp_path: Path) -> None:
     keys = []
     for place in ("one", "two"):
@@ -367,3 +412,103 @@ def test_keys_do_not_depend_on_where_the_folders_lie(tmp_path: Path) -> None:
         (task, *_) = plan([session], Config(), roots, tmp_path / place / "work")
         keys.append(Stamps(tmp_path / place / "stamps").key(task))
     assert keys[0] == keys[1]
+
+
+# ---- regions that nobody drew -----------------------------------------------------------------------------------
+
+ALL = Config(delineation=DelineationParams(labels=("ionic", "cytotoxic", "necrosis")))
+
+
+def undrawn(*keep: str) -> list[Session]:
+    """Return the stroke visits, a FLAIR in each, without the masks of the regions that are not kept."""
+    return [
+        replace(
+            session,
+            flair=scan(session.unit, "FLAIR.nii.gz"),
+            masks={label: masks for label, masks in session.masks.items() if label in keep},
+        )
+        for session in STROKE
+    ]
+
+
+def delineations(tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
+    """Return the regions that each session's task delineates."""
+    return {
+        task.unit.rpartition("ses-")[2]: tuple(source.label for source in task.files.sources)
+        for task in tasks
+        if task.name == "delineate"
+    }
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ((), {"acute": ("ionic", "cytotoxic"), "subacute": ("ionic", "cytotoxic"), "m3": ("necrosis",)}),
+        (("ionic",), {"acute": ("cytotoxic",), "subacute": ("cytotoxic",), "m3": ("necrosis",)}),
+        (("ionic", "cytotoxic"), {"m3": ("necrosis",)}),
+        (("ionic", "cytotoxic", "necrosis"), {}),
+    ],
+)
+def test_only_what_nobody_drew_is_delineated(keep: tuple[str, ...], expected: dict[str, tuple[str, ...]]) -> None:
+    assert delineations(tasks_of(undrawn(*keep), ALL)) == expected
+    assert delineations(tasks_of(undrawn(*keep))) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"dwi": None}, {"acute": ("ionic",), "subacute": ("ionic",), "m3": ("necrosis",)}),
+        ({"flair": None}, {"acute": ("ionic", "cytotoxic"), "subacute": ("ionic", "cytotoxic")}),
+        ({"sodium": None, "kspace": None}, {"acute": ("cytotoxic",), "subacute": ("cytotoxic",), "m3": ("necrosis",)}),
+        ({"t1w": None, "anatomy": None}, {}),
+    ],
+)
+def test_a_region_needs_the_image_that_shows_it(change: dict[str, Any], expected: dict[str, tuple[str, ...]]) -> None:
+    assert delineations(tasks_of([replace(session, **change) for session in undrawn()], ALL)) == expected
+
+
+def test_a_delineated_region_is_read_where_a_drawn_one_would_be() -> None:
+    tasks = {task.id: task for task in tasks_of(undrawn(), ALL)}
+    task, extract = tasks["sub-01_ses-acute.delineate"], tasks["sub-01_ses-acute.extract"]
+    ionic, cytotoxic = task.files.sources
+    align = dict(tasks["sub-01_ses-acute.align"].files.transforms)
+    assert (ionic.frame, ionic.transform) == ("23Na", align["23Na"])
+    assert (cytotoxic.frame, cytotoxic.transform) == ("dwi", align["dwi"])
+    assert ionic.image in tasks["sub-01_ses-acute.quantify"].outputs
+    assert cytotoxic.image in tasks["sub-01_ses-acute.diffusion"].outputs
+    assert set(task.after) == {
+        "sub-01_ses-m3.parcellate", *(f"sub-01_ses-acute.{name}" for name in ("align", "diffusion", "quantify"))
+    }  # fmt: skip
+    assert {place.name for place in task.outputs if place.suffix == ".gz"} == {
+        f"sub-01_ses-acute_label-{label}_desc-{kind}_mask.nii.gz"
+        for label in ("ionic", "cytotoxic")
+        for kind in ("auto", "consensus")
+    }
+    # on the session's own T1w image, and from there on the participant's
+    assert (task.files.session_t1w, task.files.session_transform) == (STROKE[0].t1w.path, align[SESSION])  # type: ignore[union-attr]
+    late = tasks["sub-01_ses-m3.delineate"]
+    assert (late.files.session_t1w, late.files.session_transform) == (None, None)
+    assert late.files.sources[0].frame == "FLAIR"
+    assert late.files.sources[0].transform == dict(tasks["sub-01_ses-m3.align"].files.transforms)["FLAIR"]
+    # the early scans are read with their own oedema and the necrosis of the last
+    assert dict(extract.files.regions) == {
+        "ionic": ionic.common, "cytotoxic": cytotoxic.common, "necrosis": late.files.sources[0].common
+    }  # fmt: skip
+    assert {task.id, late.id} <= set(extract.after)
+    assert ("delineate", task.files.record) in extract.files.records
+
+
+def test_a_drawn_region_is_not_mixed_with_a_delineated_one() -> None:
+    tasks = {task.id: task for task in tasks_of(undrawn("ionic"), ALL)}
+    drawn = dict(tasks["sub-01_ses-acute.extract"].files.regions)
+    assert drawn["ionic"] in tasks["sub-01_ses-m3.parcellate"].outputs
+    assert drawn["cytotoxic"] in tasks["sub-01_ses-acute.delineate"].outputs
+    outputs = [place for task in tasks.values() for place in task.outputs]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_settings_of_the_delineation_change_it_and_what_follows() -> None:
+    other = replace(ALL, delineation=replace(ALL.delineation, seed_z=6.0))
+    before, after = tasks_of(undrawn(), ALL), tasks_of(undrawn(), other)
+    changed = {task.name for task, same in zip(after, before, strict=True) if task.params != same.params}
+    assert changed == {"delineate"}

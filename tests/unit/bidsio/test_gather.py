@@ -54,6 +54,25 @@ def test_times_are_in_hours_whatever_the_sidecar_says(folders: tuple[Path, Path]
     assert table["onset_to_scan_h"].tolist() == [9.0, 40.0]
 
 
+@pytest.mark.parametrize("sessions", [True, False])
+def test_factors_of_scanners_stay_with_their_scans(tmp_path: Path, sessions: bool) -> None:
+    for number, factor in ((1, 1.1), (2, None)):
+        who = f"sub-0{number}"
+        for session in ("ses-a", "ses-b") if sessions else (None,):
+            folder = tmp_path / "out" / who / (session or "") / "anat"
+            folder.mkdir(parents=True)
+            ids = {"participant_id": who, "session_id": session}
+            row = {**ids, "roi": "ionic", "contrast": "tsc", "method": "raw", "kept": 1}
+            write_table(folder / "x_acq-23Na_desc-roi_tsc.tsv", [row], ROI_TSC)
+            measures = [{**ids, "measure": "bpf", "value": 0.8}]
+            if factor and session != "ses-b":
+                measures.append({**ids, "measure": "scanner_factor", "value": factor})
+            write_table(folder / "x_acq-23Na_desc-qc_tsc.tsv", measures, QC)
+    table, *_ = gather(tmp_path / "out", tmp_path / "raw")
+    assert table["bpf"].tolist() == [0.8] * len(table)
+    assert table["scanner_factor"].fillna(0.0).tolist() == ([1.1, 0.0, 0.0, 0.0] if sessions else [1.1, 0.0])
+
+
 def test_tables_beside_the_long_one_are_gathered_and_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
     output, raw = folders
     found = beside_group_table(output, raw)

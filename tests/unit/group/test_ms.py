@@ -179,6 +179,10 @@ def constant_outcome(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(fatigue=np.where(table["fatigue"].isna(), np.nan, 3.0))
 
 
+def constant_edss(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(edss=np.where(table["edss"].isna(), np.nan, 2.0))
+
+
 def half_nart(table: pd.DataFrame) -> pd.DataFrame:
     number = table["participant_id"].str[-3:].astype(int)
     return table.assign(nart_iq=table["nart_iq"].where(number % 2 == 0))
@@ -239,6 +243,7 @@ def negative_walk(table: pd.DataFrame) -> pd.DataFrame:
             {"participants": "sex could not be read", "comparisons": "no column sexn", "table1": "no column sex"},
         ),
         (constant_outcome, {"comparisons": "equal 3", "univariable": "equal 3"}),
+        (constant_edss, {"comparisons": "all 96 values equal 2", "ordinal": "no linear model of the EDSS"}),
         (half_nart, {}),
         (no_nart, {"univariable": "no values of nart_iq, which therefore do not enter"}),
         (no_volumes, {"comparisons": "no column gmf", "lesions": "no column wmf", "sites": "no column gmf"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,30 @@ def test_a_cell_shared_twice_and_a_broken_file_are_refused(shared: list[Summary]
         Summary.from_dict({**entry, "Candidates": []})
     with pytest.raises(DataError, match="no summary"):
         Summary.from_dict({"Site": "a"})
+
+
+def test_sites_that_read_concentrations_differently_are_not_mixed(cohort: pd.DataFrame) -> None:
+    a, b = (rows.drop(columns="site") for _, rows in [*cohort.groupby("site")][:2])
+    found = [
+        *summarise(a, PARAMS, default_site="a"),
+        *summarise(b, replace(PARAMS, method="csf"), default_site="b"),
+    ]
+    with pytest.raises(DataError, match="different partial-volume methods: a glm, b csf"):
+        analyse_summaries(found, PARAMS)
+
+
+def test_factors_of_a_site_are_in_what_it_shares(cohort: pd.DataFrame) -> None:
+    rows = cohort[cohort["site"] == "a"].drop(columns="site")
+    phantom = pd.DataFrame({"scanner": ["x"], "factor": [1.1]})
+    plain = summarise(rows, PARAMS, default_site="x")
+    made = summarise(rows, PARAMS, default_site="x", scanners=phantom)
+    given = summarise(rows, replace(PARAMS, site_factors=(("x", 1.1),)), default_site="x")
+    one, two, three = (
+        next(s.moments for s in found if s.outcome == "tsc_cgm" and s.moments is not None)
+        for found in (plain, made, given)
+    )
+    np.testing.assert_allclose(two.Xty, 1.1 * one.Xty)
+    np.testing.assert_allclose(three.Xty, 1.1 * one.Xty)
 
 
 def test_a_column_that_one_site_lacks_leaves_that_site_out_and_says_so(cohort: pd.DataFrame) -> None:

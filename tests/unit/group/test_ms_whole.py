@@ -6,14 +6,16 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_sodium.core.errors import DataError, InternalError
+from bids_sodium.core.errors import ConfigError, DataError, InternalError
 from bids_sodium.group import ms
-from bids_sodium.group._ms_sites import travelled
+from bids_sodium.group._ms_sites import regions, travelled
+from bids_sodium.group._ms_view import Known
 from bids_sodium.group.ms import MsParams, analyse, label
 from bids_sodium.group.results import SELF_TEST, Ledger, Study, check_pools, check_rows
 from bids_sodium.simulate.cohort import Cohort, MsCohortParams, ms_cohort
@@ -226,6 +228,40 @@ def test_factors_of_a_phantom_go_before_travelling_people(big: Cohort) -> None:
         travelled(big.table, replace(FAST, site_factors=(("Z", 1.0),)))
 
 
+def test_readings_of_a_travelling_phantom_are_applied_once(big: Cohort) -> None:
+    readings = pd.DataFrame({"site": ["A", "B", "C"], "measured_mmol_l": [50.0, 55.0, 45.0], "true_mmol_l": 50.0})
+    even, factors, notes = travelled(big.table, FAST, readings)
+    factor = big.table["site"].map({"A": 1.0, "B": 50.0 / 55.0, "C": 50.0 / 45.0})
+    np.testing.assert_allclose(even["tsc_mmol_l"], big.table["tsc_mmol_l"] * factor)
+    assert set(factors["source"]) == {"known content"}
+    assert notes == ["concentrations of 3 sites were multiplied with the factors given"]
+    corrected = big.table.assign(scanner_factor=factor.where(big.table["site"] == "B"))
+    both = replace(FAST, site_factors=(("A", 1.02),))
+    with pytest.raises(ConfigError, match=r"factors of A in ms\.site_factors and a table of --scanners"):
+        travelled(big.table, both, readings)
+    n = big.table.loc[big.table["site"] == "B", "participant_id"].nunique()
+    twice = rf"the participant level has already multiplied B \({n} participants\) with a factor"
+    with pytest.raises(ConfigError, match=twice):
+        travelled(corrected, FAST, readings)
+    with pytest.raises(ConfigError, match=twice):
+        travelled(corrected, replace(FAST, site_factors=(("A", 1.0), ("B", 0.9))))
+    # factors of the sites that the participant level left as they are
+    rest, _, _ = travelled(corrected, FAST, readings[readings["site"] != "B"])
+    np.testing.assert_allclose(
+        rest["tsc_mmol_l"], big.table["tsc_mmol_l"] * factor.where(big.table["site"] != "B", 1.0)
+    )
+    with pytest.raises(DataError, match=rf"no factor for B \({n} participants\); there are A, C"):
+        travelled(big.table, FAST, readings[readings["site"] != "B"])
+    nowhere = big.table.drop(columns="site")
+    with pytest.raises(DataError, match=r"no factor for no site \(\d+ participants\); there are A, B, C"):
+        travelled(nowhere, FAST, readings)
+    with pytest.raises(DataError, match="factors of A, which no row names"):
+        travelled(nowhere, both)
+    # a scanner goes before its site, as at the participant level
+    by_scanner, _, _ = travelled(nowhere.assign(scanner=big.table["site"]), FAST, readings)
+    np.testing.assert_allclose(by_scanner["tsc_mmol_l"], even["tsc_mmol_l"])
+
+
 def test_two_travellers_are_too_few(big: Cohort) -> None:
     who = big.table.loc[big.table["session_id"].str.startswith("ses-at"), "participant_id"].unique()
     fewer = big.table[~(big.table["session_id"].str.startswith("ses-at") & ~big.table["participant_id"].isin(who[:2]))]
@@ -272,6 +308,32 @@ def test_regions_after_combat_are_those_of_combat(study: Study) -> None:
     rows = study["regions"].results
     assert set(rows["model"]) == {"group + bpf + site (fixed)", "group + bpf, ComBat parametric"}
     assert (rows["p_adjusted"] >= rows["p"]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"combat": "nonparametric"}, {"parametric": False}),
+        ({"combat": "mean-only"}, {"mean_only": True}),
+        ({"combat_reference": "B"}, {"reference": "B"}),
+        ({"region_covariates": ()}, {}),
+    ],
+)
+def test_every_variant_of_combat_can_be_chosen(big: Cohort, settings: dict[str, Any], options: dict[str, Any]) -> None:
+    params = replace(SMALL, **settings)
+    view = ms._view(big.table, params, None, None)
+    ledger = Ledger("regions", "Regions")
+    found = regions(view, params, np.random.default_rng(0), ledger, Known())
+    even = found.data["harmonised"].set_index("participant_id")
+    names = [c for c in even if c.startswith("tsc_roi")]
+    people = view.people
+    kept = np.column_stack([people["group"] == g for g in ("HC", "RRMS", "SPMS")]).astype(float)
+    if params.region_covariates:
+        kept = np.column_stack([kept, people["bpf"]])
+    want = combat(people[names], people["site"], kept, **options).values
+    np.testing.assert_allclose(even.loc[people.index, names], want, atol=1e-9)
+    told = f"ComBat {params.combat}" + (", reference B" if params.combat_reference else "")
+    assert found.results["model"].str.endswith(told).sum() == 2 * len(names)
 
 
 def test_combat_brings_region_effects_nearer_to_truth_than_ignoring_sites(big: Cohort, study: Study) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bids_sodium.core.errors import DataError, EstimationError, InternalError
 from bids_sodium.core.tables import GROUP_RESULT
-from bids_sodium.group.results import Analysis, Ledger, Study, check_rows, empty_results
+from bids_sodium.group.results import SELF_TEST, Analysis, Ledger, Study, attempted, check_rows, empty_results
 
 GOOD = {
     "term": "x",
@@ -121,6 +121,24 @@ def test_holm_over_a_family() -> None:
     ledger.adjust(start)
     adjusted = ledger.close().results["p_adjusted"].to_numpy()
     np.testing.assert_allclose(adjusted, [np.nan, 0.03, 0.06, 0.06, np.nan])
+
+
+def test_only_a_contradiction_or_unfit_data_leaves_one_analysis_out() -> None:
+    def wrong() -> Analysis:
+        ledger = Ledger("b", "B")
+        ledger.add(term="mean", p=1.2)
+        return ledger.close()
+
+    def broken() -> Analysis:
+        raise ZeroDivisionError
+
+    done = Ledger("a", "A").close()
+    assert attempted("a", "A", lambda: done) is done
+    told = attempted("b", "B", wrong)
+    assert told.left_out == f"{SELF_TEST}: b / mean: p is 1.2"
+    assert Study(study="ms", analyses=(done, told)).contradictions == ("b",)
+    with pytest.raises(ZeroDivisionError):
+        attempted("c", "C", broken)
 
 
 def test_tables_have_the_columns_of_the_schema() -> None:

@@ -96,13 +96,54 @@ def test_a_sex_that_is_a_code_is_not_guessed(code: object) -> None:
         female(pd.Series(["F", code], dtype=object))
 
 
-def test_best_method_first_unless_asked(ms: pd.DataFrame) -> None:
-    assert choose_method(ms, "auto") == "glm"
+def test_method_to_quote_first_unless_asked(ms: pd.DataFrame) -> None:
+    quoted = ms[ms["method"] == "glm"].assign(method="local")
+    further = quoted.assign(method="kspace-density")
+    assert choose_method(pd.concat([further, ms, quoted]), "auto") == "local"
+    assert choose_method(pd.concat([further, ms]), "auto") == "glm"
     assert choose_method(ms[ms["method"] != "glm"], "auto") == "gtm"
     assert choose_method(ms[ms["method"] == "raw"], "auto") == "raw"
     assert choose_method(ms, "csf") == "csf"
     with pytest.raises(DataError, match="no row has method rbv; found csf, glm, gtm, raw"):
         choose_method(ms, "rbv")
+
+
+def test_participants_without_the_method_are_listed_and_not_read_by_another(ms: pd.DataFrame) -> None:
+    old = ms["participant_id"] == "sub-001"
+    quoted = ms[~old & (ms["method"] == "glm")].assign(method="local", tsc_mmol_l=lambda t: t["tsc_mmol_l"] + 1.0)
+    found = persons(pd.concat([ms, quoted]), method="auto")
+    assert found.method == "local"
+    assert found.excluded.to_numpy().tolist() == [
+        ["sub-001", "no concentration by method local; has csf, glm, gtm, raw"]
+    ]
+    pd.testing.assert_series_equal(
+        found.table["tsc_cgm"], persons(ms[~old], method="glm").table["tsc_cgm"] + 1.0, check_names=False
+    )
+
+
+def test_regions_without_the_method_are_listed(stroke: pd.DataFrame) -> None:
+    raw = stroke.assign(method="raw")
+    fitted = raw[raw["contrast"] == "tsc"].assign(method="gtm")
+    lost = (fitted["participant_id"] == "sub-02") & (fitted["roi"] == "ionic")
+    found = read(pd.concat([raw, fitted[~lost]]))
+    assert found.method == "raw of na; gtm of tsc; raw of adc"
+    told = found.excluded[found.excluded["reason"] == "no value by method gtm"]
+    assert told["participant_id"].tolist() == ["sub-02"] * int(lost.sum())
+    assert set(told["roi"]) == {"ionic"}
+    assert len(found.points) + len(found.excluded) == len(stroke)
+    single = pd.concat([raw, fitted[~lost]]).assign(session_id=np.nan)
+    single = single[single["onset_to_scan_h"] < 24.0]
+    assert (read(single).excluded["reason"] == "no value by method gtm").sum() == 1
+
+
+def test_atlas_and_tissues_follow_the_wanted_method(ms: pd.DataFrame) -> None:
+    region = ms[(ms["tissue"] == "CGM") & ms["method"].isin(["raw", "gtm"])]
+    region = region.assign(roi="aal:one", contrast="tsc", ipsi=region["tsc_mmol_l"], tissue=np.nan, tsc_mmol_l=np.nan)
+    table = pd.concat([ms, region])
+    for wanted, own in (("raw", "raw"), ("gtm", "gtm"), ("csf", "gtm"), ("auto", "gtm")):
+        people = persons(table, method=wanted).table
+        by_hand = region[region["method"] == own].set_index("participant_id")["ipsi"]
+        pd.testing.assert_series_equal(people["tsc_aal:one"], by_hand.sort_index(), check_names=False)
 
 
 def test_one_row_a_participant_with_the_chosen_concentrations(ms: pd.DataFrame) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from bids_sodium.core.errors import DataError
 from bids_sodium.core.tables import GROUP_RESULT
-from bids_sodium.group.results import Study, check_rows
+from bids_sodium.group import stroke
+from bids_sodium.group.results import SELF_TEST, Analysis, Ledger, Study, check_rows
 from bids_sodium.group.stroke import StrokeParams, analyse
 from bids_sodium.simulate.cohort import stroke_cohort
 from bids_sodium.simulate.fate import fate_cells, rater_table
@@ -18,7 +19,7 @@ from bids_sodium.simulate.fate import fate_cells, rater_table
 FAST = StrokeParams(n_resamples=200, second_effects=())
 NAMES = [
     "exclusions", "regions", "sigmoid", "adc", "courses", "regions_time", "volumes", "prediction", "correlations",
-    "prognosis", "raters", "planning",
+    "prognosis", "agreement", "planning",
 ]  # fmt: skip
 
 
@@ -220,6 +221,36 @@ def same_time(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(onset_to_scan_h=np.where(table["session_id"] == "ses-01", 12.0, 48.0))
 
 
+def no_times(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(onset_to_scan_h=np.nan)
+
+
+def in_minutes(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(onset_to_scan_h=60.0 * table["onset_to_scan_h"])
+
+
+def before_onset(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(onset_to_scan_h=-table["onset_to_scan_h"])
+
+
+def one_time(table: pd.DataFrame) -> pd.DataFrame:
+    return one_session(table).assign(onset_to_scan_h=12.0)
+
+
+def small_regions(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(volume_ml=0.5, kept=1, reason="")
+
+
+def empty_intersections(table: pd.DataFrame) -> pd.DataFrame:
+    empty = table["roi"].str.contains("&")
+    return table.assign(
+        kept=np.where(empty, 0, table["kept"]),
+        reason=np.where(empty, "the region is empty", table["reason"]),
+        percent_change=table["percent_change"].where(~empty),
+        volume_ml=table["volume_ml"].where(~empty, 0.0),
+    )
+
+
 def nothing_kept(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(kept=0, reason="bilateral lesion: no contralateral side")
 
@@ -240,6 +271,18 @@ def nothing_kept(table: pd.DataFrame) -> pd.DataFrame:
         (text_scores, {"correlations": "are no numbers"}),
         (same_time, {"sigmoid": "different times"}),
         (nothing_kept, {"regions": "", "sigmoid": "0 subjects", "adc": "0 subjects"}),
+        (no_times, {"regions": "none of 756 rows of regions enters: 639 no time from onset to scan", "adc": "0 sub"}),
+        (in_minutes, {"courses": "scanned ... h after onset, later than ... h", "sigmoid": "0 subjects with na"}),
+        (before_onset, {"regions": "scanned ... h after onset, which is not after onset", "adc": "0 subjects"}),
+        (
+            one_time,
+            {"courses": "1 different times", "regions_time": "ionic slope are collinear", "planning": "13 scans"},
+        ),
+        (small_regions, {"regions": "volume ... mL is below ... mL", "prognosis": "0 subjects with regions"}),
+        (
+            empty_intersections,
+            {"prognosis": "all 44 units have the outcome 0", "planning": "0 subjects with na of ionic"},
+        ),
     ],
 )
 def test_what_cannot_be_computed_is_said_and_the_rest_is_done(
@@ -255,6 +298,23 @@ def test_what_cannot_be_computed_is_said_and_the_rest_is_done(
     for analysis in study.analyses:
         check_rows(analysis.results)
         assert bool(analysis.left_out) == (not len(analysis.results) and not analysis.data)
+
+
+def test_a_table_that_contradicts_itself_stops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object) -> Analysis:
+        ledger = Ledger("volumes", "Volumes")
+        ledger.add(term="ratio", estimate=1.0, ci_low=2.0, ci_high=3.0, n=5)
+        return ledger.close()
+
+    spoiled = tuple((name, title, wrong if name == "volumes" else make) for name, title, make in stroke._ANALYSES)
+    monkeypatch.setattr(stroke, "_ANALYSES", spoiled)
+    study = analyse(cohort(n=6), FAST)
+    told = study["volumes"].left_out
+    assert told == f"{SELF_TEST}: volumes / ratio: estimate 1 lies outside its interval 2 to 3"
+    assert study.contradictions == ("volumes",)
+    assert [a.name for a in study.analyses] == NAMES
+    assert not study["regions"].left_out
+    assert not study["planning"].left_out
 
 
 def test_a_table_of_another_study_is_refused() -> None:
@@ -294,7 +354,7 @@ def test_prognosis_from_cells_forecasts_volumes() -> None:
 
 def test_one_rater_is_no_agreement() -> None:
     study = analyse(cohort(n=3), FAST, np.random.default_rng(0))
-    assert study["raters"].left_out == "no region was drawn by more than one rater"
+    assert study["agreement"].left_out == "no region was drawn by more than one rater"
 
 
 @pytest.mark.parametrize("n", [3, 4, 6])

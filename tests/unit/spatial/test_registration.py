@@ -12,6 +12,8 @@ from bids_sodium.spatial.transforms import Affine, rigid_from_parameters
 
 GRID = Grid.centred((32, 36, 32), 6.0)
 
+QUICK = RegistrationParams(levels_mm=(16.0, 8.0), rings_mm=(20.0, 8.0), points=(1500, 4000), classes=(6, 8))
+
 
 def _head(grid: Grid = GRID, pose: Affine | None = None) -> Volume:
     place = grid.world(np.moveaxis(np.indices(grid.shape, dtype=float), 0, -1))
@@ -40,6 +42,34 @@ def test_units_of_the_images_do_not_matter() -> None:
     one = register(_head(), moving).transform
     other = register(_head().with_data(_head().data * 1e4), moving.with_data(moving.data * 1e-3)).transform
     assert np.allclose(one.apply(np.eye(3) * 50), other.apply(np.eye(3) * 50), atol=1e-3)
+
+
+@pytest.mark.parametrize("stored", ["left-handed", "other axes", "oblique", "bytes", "thick slices"])
+def test_how_an_image_is_stored_does_not_matter(stored: str) -> None:
+    pose = rigid_from_parameters((3.0, -4.0, 5.0), (5.0, 4.0, -6.0), target="a", source="b")
+    fine = Grid.centred((68, 76, 68), 3.0)
+    moving = _head(fine, pose)
+    data, affine = np.asarray(moving.data), fine.affine
+    if stored == "left-handed":
+        turned = affine @ np.diag([-1.0, 1.0, 1.0, 1.0])
+        turned[:3, 3] = affine[:3, 3] + affine[:3, 0] * (fine.shape[0] - 1)
+        moving = Volume(data[::-1], Grid(fine.shape, turned))
+        assert np.linalg.det(moving.grid.affine[:3, :3]) < 0
+    elif stored == "other axes":
+        shape = (fine.shape[1], fine.shape[2], fine.shape[0])
+        moving = Volume(data.transpose(1, 2, 0), Grid(shape, affine[:, [1, 2, 0, 3]]))
+    elif stored == "oblique":
+        lattice = rigid_from_parameters((25.0, -10.0, 15.0), (0.0, 0.0, 0.0), target="w", source="i").matrix
+        moving = _head(Grid(fine.shape, lattice @ affine), pose)
+    elif stored == "bytes":
+        moving = moving.with_data(np.rint(40.0 * data).astype(np.uint8))
+    else:
+        thick = np.diag([1.5, 1.5, 5.0, 1.0])
+        thick[:3, 3] = [-102.0, -114.0, -105.0]
+        moving = _head(Grid((136, 152, 42), thick), pose)
+    found = register(_head(fine), moving, QUICK, fixed_name="a", moving_name="b").transform
+    points = np.random.default_rng(0).uniform(-50, 50, (50, 3))
+    assert np.linalg.norm(found.apply(points) - pose.apply(points), axis=1).mean() < 0.5
 
 
 def test_series_and_complex_images_use_their_first_magnitude() -> None:

@@ -153,6 +153,17 @@ def test_without_variance_the_second_effect_is_the_random_asymptote() -> None:
         fit_two_random(MANY_T.ravel(), same.ravel(), MANY_WHO, second="both")  # type: ignore[arg-type]
 
 
+def test_a_second_effect_in_place_of_the_asymptotes_is_found() -> None:
+    from bids_sodium.simulate.cohort import stroke_cohort
+
+    table = stroke_cohort(np.random.default_rng(7)).table
+    rows = table[(table["contrast"] == "na") & (table["roi"] == "cytotoxic") & (table["volume_ml"] >= 1.0)]
+    fit = fit_two_random(rows["onset_to_scan_h"], rows["percent_change"], rows["participant_id"], second="delay")
+    # a single start beside the random asymptote ends there, 2.4 lower
+    assert fit.loglik > fit.loglik_asymptote + 2.0
+    assert not fit.singular
+
+
 def test_missing_rows_are_counted() -> None:
     fit = fit_sigmoid([*HOURS, np.nan, 30.0], [*PERCENT, 10.0, np.nan], groups=[*range(12), "a", "b"])
     assert (fit.n, fit.n_missing, fit.n_groups) == (12, 2, 12)

@@ -12,7 +12,7 @@ import pytest
 from bids_sodium.bidsio.derivatives import Roots
 from bids_sodium.bidsio.files import read_transform, write_volume
 from bids_sodium.core.data import Grid, Volume
-from bids_sodium.core.errors import EstimationError
+from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.spatial.registration import Registration, RegistrationParams
 from bids_sodium.spatial.transforms import Affine, rigid_from_parameters
 from bids_sodium.steps import align
@@ -52,7 +52,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
 
     def register(*_: Any, fixed_name: str, moving_name: str, **__: Any) -> Registration:
         if (fixed_name, moving_name) not in errors:
-            raise EstimationError("the images do not determine a transform")
+            where = f"{moving_name} to {fixed_name}"
+            raise EstimationError("the images do not determine a transform", where=where, hint="look at them")
         matrix = frames[fixed_name].inverse().matrix @ frames[moving_name].matrix
         return Registration(
             transform=Affine(matrix, fixed_name, moving_name), metric=0.1, converged=True,
@@ -144,8 +145,36 @@ def test_a_broken_link_leaves_the_other_way(run: Run, known: dict[tuple[str, str
     with pytest.raises(EstimationError, match="do not determine"):
         run(images_of(*links), links=links, path="chain")
     del known["T1w", "PDT2head"]
-    with pytest.raises(EstimationError, match="do not determine"):
+    with pytest.raises(EstimationError, match=r"PDT2head\.nii\.gz to T1w\.nii\.gz: the images do not determine .*look"):
         run(images_of(*links), links=links)
+
+
+BROKEN = np.where(np.indices(GRID.shape)[0] < 1, np.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (np.full(GRID.shape, 7.0), EstimationError, r"every voxel has the value 7 \(try: look at the image"),
+        (BROKEN, DataError, r"1152 voxels are NaN or infinite \(try: write 0 where nothing was measured"),
+    ],
+    ids=["flat", "not a number"],
+)
+def test_an_image_of_nothing_is_refused_by_the_name_of_its_file(
+    run: Run, tmp_path: Path, data: np.ndarray, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=rf"^23Na\.nii\.gz: {words}"):
+        run({"23Na": Volume(data, GRID)}, links={"23Na": "anatomy"})
+    t1w = write_volume(tmp_path / "sub-01_T1w.nii.gz", Volume(data, GRID))
+    files = align.TemplateFiles(
+        t1w=t1w,
+        transform=tmp_path / "xfm.h5",
+        brain=tmp_path / "brain.nii.gz",
+        record=tmp_path / "record.json",
+        roots=Roots(output=tmp_path),
+    )
+    with pytest.raises(error, match=rf"^sub-01_T1w\.nii\.gz: {words}"):
+        align.run_template(files, align.Params())
 
 
 def test_sessions_meet_halfway_when_asked(run: Run) -> None:

@@ -17,6 +17,8 @@ from bids_sodium.recon.trajectory import from_description
 from bids_sodium.simulate.acquire import Vial, simulate_kspace
 from bids_sodium.simulate.brain import rigid
 from bids_sodium.steps._model import Scan, ScanModel, VialPlace, scan_model
+from bids_sodium.steps._tissues import judge
+from bids_sodium.steps.records import Record
 from bids_sodium.tissue.partialvolume import PartialVolumeParams
 
 PROTOCOL = {
@@ -145,6 +147,12 @@ def test_images_alone_are_modelled_by_protocol_or_width() -> None:
         for kind, here in (("stated", stated), ("guessed", guessed))
     }
     assert error["stated"] < error["guessed"]
+    known, unknown = Record(), Record()
+    judge(stated, known)
+    judge(guessed, unknown)
+    assert [next(m.value for m in said.measures if m.name == "psf_known") for said in (known, unknown)] == [1.0, 0.0]
+    assert not any("NonCartesianTrajectory" in text for text in known.warnings)
+    assert any("mmol/L too low; state NonCartesianTrajectory in the sidecar" in text for text in unknown.warnings)
 
 
 def test_the_chain_of_the_paper_is_its_own_columns_and_image() -> None:

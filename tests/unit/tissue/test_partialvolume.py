@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError, GeometryError
+from bids_sodium.tissue._estimators import estimated_targets
 from bids_sodium.tissue.partialvolume import (
     METHODS,
     Method,
@@ -122,6 +123,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         ("iy", "fractions"),
         ("labbe", "voxel_mm, fractions, fwhm_mm"),
         ("stc", "voxel_mm, fractions, fwhm_mm"),
+        ("estc", "voxel_mm, fractions, fwhm_mm"),
         ("kspace", "samples"),
         ("kspace-density", "samples"),
     ):
@@ -135,6 +137,9 @@ def test_what_cannot_be_used_is_refused() -> None:
         regional(y, f, NAMES, method="rbv", fractions=f * np.nan)
     with pytest.raises(EstimationError, match="two of them look alike"):
         regional(y, f, NAMES, method="labbe", fractions=np.stack([f[0]] * 3), fwhm_mm=6.0, voxel_mm=(4, 4, 4))
+    flat = f.reshape(3, -1)
+    with pytest.raises(EstimationError, match="2 targets cannot be told apart"):
+        estimated_targets(y.ravel(), flat[:2], np.stack([flat[0]] * 2))
     with pytest.raises(EstimationError, match="no voxel"):
         regional(y, f, NAMES, method="glm", mask=np.zeros(y.shape, bool))
     with pytest.raises(EstimationError, match="every tissue column is empty"):
@@ -243,6 +248,11 @@ def test_a_single_target_in_flat_surroundings_is_recovered() -> None:
     )
     raw = regional(y, blurred, ("L", "NAWM"), method="raw")
     assert abs(fit.of("L")[0] - 50.0) < 0.3 * abs(raw.of("L")[0] - 50.0)
+    more = {"fractions": shares, "fwhm_mm": np.sqrt(8 * np.log(2)), "voxel_mm": (1, 1, 1)}
+    known = regional(y, blurred, ("L", "NAWM"), method="estc", **more)  # type: ignore[arg-type]
+    assert known.of("L")[0] == pytest.approx(50.0, rel=1e-6)
+    assert known.maps[0][12, 12, 12] == pytest.approx(50.0, rel=1e-5)
+    assert np.isnan(known.maps[0][0, 0, 0])
 
 
 def test_local_maps_cover_the_mask_only() -> None:
