@@ -43,8 +43,8 @@ def load_head_template() -> HeadTemplate:
     wm = load_mni152_wm_template(resolution=1).get_fdata(dtype=np.float32)
 
     # Closing by 3 mm takes in sulci and cisterns that the template's own mask cuts into.
-    ball = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 3)
-    brain = ndimage.binary_closing(np.pad(t1 > 0, 4), ball)[4:-4, 4:-4, 4:-4]
+    cross = ndimage.generate_binary_structure(3, 1)
+    brain = ndimage.binary_closing(np.pad(t1 > 0, 4), cross, iterations=3)[4:-4, 4:-4, 4:-4]
     brain = np.asarray(ndimage.binary_fill_holes(brain | (t1 > 0)), dtype=np.bool_)
     gm, wm = np.clip(gm, 0.0, 1.0) * brain, np.clip(wm, 0.0, 1.0) * brain
     over = np.maximum(gm + wm, 1.0)
