@@ -2,13 +2,14 @@
 
 Every region is read twice: as the mean of the images on the T1w grid against its mirror image (method ``raw``), and as
 the concentrations that the partial-volume model fits to the disjoint parts of the regions and of their mirror images
-(method ``gtm``: its equations are those of the regions' means, so that what varies inside a region does not matter).
+(method ``gtm``: its equations are those of the regions' means). Parts that the scan hardly tells then lean on their
+likes: healthy ones on tissues of their composition, those of a lesion on one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,10 @@ _EARLY = ("ionic", "cytotoxic")
 _RIM_MM = 3.0
 _COARSE_MM = 3.0
 _METHOD: Method = "gtm"
+_HOW = (
+    "gtm: geometric transfer matrix of tissues and disjoint parts of the regions, then the best linear prediction with "
+    "healthy_sd_mmol_l, lesion_sd_mmol_l, lesion_length_mm and lesion_step_mmol_l of Regions"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +113,12 @@ def write_regions(files: Files, params: Params, known: Mapping[str, Record], rec
     )
     rows += [{**ids, "method": "raw", **row} for row in found]
     sources = [*inputs(files), *(path for _, path in files.regions)]
-    write_table(files.roi_table, rows, ROI_TSC, sidecar={"Sources": [files.roots.uri(path) for path in sources]})
+    sidecar = {
+        "Sources": [files.roots.uri(path) for path in sources],
+        "Regions": asdict(params.regions),
+        "CorrectedRegions": _HOW,
+    }
+    write_table(files.roi_table, rows, ROI_TSC, sidecar=sidecar)
     _write_mirrored(files, scene, wanted)
     _write_fate(files, params, scene, images, record)
 

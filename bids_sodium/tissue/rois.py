@@ -26,7 +26,7 @@ Rule: TypeAlias = Literal["average", "majority", "intersection", "union", "stapl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoiParams:
-    """Which regions are made of the delineated ones, and which are large enough."""
+    """Which regions are made of the delineated ones, which are large enough, and how alike their parts are."""
 
     minimum_ml: float = 1.0
     """Smallest volume of a region that enters an analysis, in mL (1 cm3, about five resolution elements of a 4 mm
