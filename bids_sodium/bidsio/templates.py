@@ -9,7 +9,13 @@ import numpy as np
 from bids_sodium.core.data import Grid, HeadTemplate
 from bids_sodium.tissue.priors import deep_grey_prior
 
-__all__ = ["load_head_template"]
+__all__ = ["TEMPLATE_GRID", "load_head_template"]
+
+TEMPLATE_GRID = Grid(
+    (197, 233, 189),
+    np.array([[1.0, 0.0, 0.0, -98.0], [0.0, 1.0, 0.0, -134.0], [0.0, 0.0, 1.0, -72.0], [0.0, 0.0, 0.0, 1.0]]),
+)
+"""Lattice of the template at 1 mm, known without reading it."""
 
 
 @cache
@@ -32,6 +38,8 @@ def load_head_template() -> HeadTemplate:
     >>> head = load_head_template()
     >>> head.grid.shape, head.grid.voxel_mm
     ((197, 233, 189), (1.0, 1.0, 1.0))
+    >>> head.grid.same_as(TEMPLATE_GRID)
+    True
     """
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
     from scipy import ndimage

@@ -102,6 +102,20 @@ class Grid:
         affine[:3, 3] = self.origin_mm - affine[:3, :3] @ (np.array(shape) // 2)
         return Grid((shape[0], shape[1], shape[2]), affine)
 
+    def cropped(self, box: tuple[slice, slice, slice]) -> Grid:
+        """Return the lattice of a box of voxels, at its place.
+
+        Examples
+        --------
+        >>> half = Grid.centred((8, 8, 8), 2.0).cropped((slice(4, 8), slice(0, 8), slice(0, 8)))
+        >>> half.shape, half.affine[0, 3].item()
+        ((4, 8, 8), 0.0)
+        """
+        x, y, z = (range(n)[part] for n, part in zip(self.shape, box, strict=True))
+        affine = self.affine.copy()
+        affine[:3, 3] = self.world(np.array([x.start, y.start, z.start], dtype=np.float64))
+        return Grid((len(x), len(y), len(z)), affine)
+
     def same_as(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Tell whether two grids have the same shape and lie at the same place."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=tolerance_mm))
@@ -128,6 +142,10 @@ class Volume:
     def __post_init__(self) -> None:
         if tuple(self.data.shape[:3]) != self.grid.shape:
             raise GeometryError(f"data of shape {self.data.shape} on a grid of shape {self.grid.shape}")
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Volume:
+        """Return a box of voxels, at its place."""
+        return Volume(self.data[box], self.grid.cropped(box), self.unit)
 
     def with_data(self, data: NDArray[Any], unit: str | None = None) -> Volume:
         """Return other values on the same grid."""

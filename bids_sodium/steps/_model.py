@@ -33,7 +33,7 @@ from bids_sodium.tissue.partialvolume import (
     regional,
 )
 
-__all__ = ["SOFT", "Scan", "ScanModel", "VialPlace", "scan_model"]
+__all__ = ["SOFT", "Machine", "Scan", "ScanModel", "VialPlace", "machine_of", "scan_model"]
 
 SOFT = "soft"
 """Name of the signal outside the brain: scalp, fat and muscle."""
@@ -43,6 +43,7 @@ _OF_VIAL = 0.05
 _OVERFULL = 1.05
 _DOUBT_MM = 2.0
 _THIN = 4
+_ACCURACY = 1e-4
 _OPERATOR = "operator columns: simulated on the scan's trajectory, decayed and reconstructed like the scan"
 
 
@@ -138,6 +139,46 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Machine:
+    """What puts maps through a scan of which k-space is known, made once for all maps.
+
+    Parameters
+    ----------
+    operator : Linear
+        The map from samples to the image, as it made the image, to an accuracy that columns need.
+    samples : (3 n, n_shots, n_samples) complex64 ndarray
+        Samples of body and ends of each vial at 1 mmol/L.
+    images : (3 n, nx, ny, nz) ndarray
+        Their images.
+    """
+
+    operator: Linear
+    samples: NDArray[np.complexfloating]
+    images: NDArray[np.float64]
+
+
+def machine_of(scan: Scan) -> Machine | None:
+    """Return what puts maps through a scan, ``None`` without its k-space.
+
+    Parameters
+    ----------
+    scan : Scan
+        What is known of the scan.
+    """
+    if scan.kspace is None:
+        return None
+    grid = scan.image.grid
+    accuracy = max(scan.reconstruction.accuracy, _ACCURACY)
+    operator = Linear(scan.kspace.trajectory, grid, replace(scan.reconstruction, accuracy=accuracy))
+    grey = relaxation_of("GM").signal_fraction(**scan.timing)
+    bodies = [_vial_rows(vial, operator, scan.timing, grey) for vial in scan.vials]
+    none = np.empty((0, *scan.kspace.trajectory.k_per_mm.shape[:2]), dtype=np.complex64)
+    samples = np.concatenate([none, *bodies])
+    images = np.array([operator(body).real for body in samples], dtype=np.float64).reshape(-1, *grid.shape)
+    return Machine(operator, samples, images)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScanModel:
     """What the scan would show of each tissue, and the image that it showed.
 
@@ -226,6 +267,7 @@ def scan_model(
     params: PartialVolumeParams,
     *,
     target_error_mm: float,
+    machine: Machine | None = None,
     pose: Pose | None = None,
     further: Mapping[str, Sequence[Volume]] | None = None,
 ) -> ScanModel:
@@ -243,6 +285,8 @@ def scan_model(
         Methods wanted and their settings.
     target_error_mm : float
         Standard error of the registration, root mean square over the brain.
+    machine : Machine, optional
+        That of the scan, where there is one already.
     pose : Pose, optional
         Where the image would have the maps, where other maps of the same frame have told it already.
     further : mapping of str to sequence of Volume, optional
@@ -259,7 +303,8 @@ def scan_model(
     material = {name: relaxation_of(name) for name in maps}
     grey = relaxation_of("GM").signal_fraction(**scan.timing)
     gain = {name: own.signal_fraction(**scan.timing) / grey for name, own in material.items()}
-    operator = None if scan.kspace is None else Linear(scan.kspace.trajectory, grid, scan.reconstruction)
+    machine = machine_of(scan) if machine is None else machine
+    operator = None if machine is None else machine.operator
     pose = _pose(maps, matrix, gain, scan) if pose is None else pose
     known = scan.kspace is not None or bool(scan.protocol)
     moves = known and pose.settled and pose.moved_mm > params.least_motion_mm
@@ -273,11 +318,10 @@ def scan_model(
     gains = np.array([gain[name] for name in columns.names])[:, None, None, None]
     shares = np.asarray(columns.images, dtype=np.float64)
     mask = shares[[i for i, name in enumerate(columns.names) if name != SOFT]].sum(axis=0) > _IN_BRAIN
-    bodies = [] if operator is None else [_vial_rows(vial, operator, scan.timing, grey) for vial in scan.vials]
     image = np.asarray(scan.image.data, dtype=np.float64)
     read: dict[str, float] = {}
-    if operator is not None and bodies:
-        image, read = _without_vials(image, shares * gains, mask, operator, bodies, scan.vials)
+    if machine is not None and scan.vials:
+        image, read = _without_vials(image, shares * gains, mask, machine.images, scan.vials)
     fractions = None
     if not FRACTION_METHODS.isdisjoint(params.methods):
         voxel = gaussian_point_spread(float(min(grid.voxel_mm)))
@@ -306,7 +350,7 @@ def scan_model(
     signal = {name: gain[name] * first.of(name)[0] for name in columns.names}
     changes = {**_changes(maps, signal, target_error_mm, params), **(further or {})}
     model = replace(model, doubts={source: _seen(several, matrix, scan, mask) for source, several in changes.items()})
-    if not of_samples or scan.kspace is None or operator is None:
+    if not of_samples or scan.kspace is None or machine is None or operator is None:
         return model
     assert columns.samples is not None  # noqa: S101
     turn = np.exp(-2e-3j * np.pi * scan.offset_hz * scan.kspace.trajectory.t_ms) * scan.to_mmol_l
@@ -314,7 +358,7 @@ def scan_model(
         scan.kspace.samples[0] * turn.astype(np.complex64),
         [
             *(columns.samples[i] * np.float32(gain[name]) for i, name in enumerate(columns.names)),
-            *(row for body in bodies for row in body),
+            *machine.samples,
         ],
         [*columns.names, *(f"vial-{vial.label}{part}" for vial in scan.vials for part in ("", "-", "+"))],
         operator.weights,
@@ -328,17 +372,17 @@ def scan_model(
 
 
 def _check(maps: Mapping[str, Volume]) -> None:
-    total: Any = 0.0
     for name, volume in maps.items():
-        data = np.asarray(volume.data, dtype=np.float32)
-        if not np.isfinite(data).all():
+        if not np.isfinite(np.asarray(volume.data)).all():
             raise DataError(f"the map of {name} holds NaN or infinite values", hint="check the segmentation")
-        total = total + data
-    if float(np.max(total)) > _OVERFULL:
-        raise DataError(
-            f"the tissue maps add up to {float(np.max(total)):.3g} in a voxel",
-            hint="give fractions of each voxel: 0 to 1, together at most 1",
-        )
+    # maps may lie on lattices of their own: those on the same one are added up
+    for shape in {volume.data.shape for volume in maps.values()}:
+        most = float(np.max(sum(volume.data for volume in maps.values() if volume.data.shape == shape)))
+        if most > _OVERFULL:
+            raise DataError(
+                f"the tissue maps add up to {most:.3g} in a voxel",
+                hint="give fractions of each voxel: 0 to 1, together at most 1",
+            )
 
 
 def _columns(
@@ -421,12 +465,10 @@ def _without_vials(
     image: NDArray[np.float64],
     columns: NDArray[np.float64],
     mask: NDArray[np.bool_],
-    operator: Linear,
-    bodies: Sequence[NDArray[np.complexfloating]],
+    rods: NDArray[np.float64],
     vials: Sequence[VialPlace],
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Fit tissues and vials together; return the image without vials, and what each vial reads, in mmol/L."""
-    rods = np.concatenate([operator(body).real for body in bodies]).astype(np.float64)
     near = mask.copy()
     for body in rods[::3]:
         near |= body > _OF_VIAL * float(body.max())

@@ -63,7 +63,7 @@ def measured_fluid(
     magnitude: bool,
     name: str,
 ) -> InternalReference:
-    """Measure the fluid in the sodium image.
+    """Measure the fluid in the sodium image, the brain around it with its own point spread.
 
     Parameters
     ----------
@@ -89,20 +89,26 @@ def measured_fluid(
     na_from_drawn, error_mm = _place(files, name)
     matrix = np.asarray(na_from_drawn.matrix)
     maps = {"CSF": fraction}
+    brain = None if files.brain is None else read_volume(files.brain)
+    if brain is not None and brain.grid.same_as(fraction.grid):
+        inside = np.asarray(brain.data) > 0.5
+        maps["GM"] = fraction.with_data(np.where(inside, 1.0 - np.asarray(fraction.data), 0.0).astype(np.float32))
     if kspace is not None and operator is not None:
-        decays = {"CSF": RELAXATION["CSF"].decay}
+        decays = {tissue: RELAXATION[tissue].decay for tissue in maps}
         columns = operator_columns(
             maps, image.grid, kspace.trajectory, decays, na_from_maps=matrix, te_ms=te_ms, operator=operator
         )
     else:
-        columns = mtf_columns(maps, image.grid, {"CSF": gaussian_point_spread(fwhm_mm)}, na_from_maps=matrix)
+        blur = dict.fromkeys(maps, gaussian_point_spread(fwhm_mm))
+        columns = mtf_columns(maps, image.grid, blur, na_from_maps=matrix)
     return measure_reference(
         image,
         # the point spread rings by a few percent
         np.clip(columns.images[0], -0.1, 1.1),
         params,
         sigma=sigma,
-        region=None if files.brain is None else _inner(files.brain, image, na_from_drawn),
+        surroundings=columns.images[1] if "GM" in maps else None,
+        region=None if brain is None else _inner(brain, image, na_from_drawn),
         place_error_mm=error_mm,
         magnitude=magnitude,
         correlation_voxels=max(1.0, fwhm_mm**3 / float(np.prod(image.grid.voxel_mm))),
@@ -120,11 +126,10 @@ def _place(files: FluidFiles, name: str) -> tuple[Affine, float]:
     return way, 0.0 if error is None or not np.isfinite(error) else float(error)
 
 
-def _inner(brain: Path, image: Volume, na_from_drawn: Affine) -> NDArray[np.bool_]:
+def _inner(mask: Volume, image: Volume, na_from_drawn: Affine) -> NDArray[np.bool_]:
     """Return the middle of the brain, where fluid is that of ventricles."""
     from scipy import ndimage
 
-    mask = read_volume(brain)
     depth_mm = ndimage.distance_transform_edt(np.asarray(mask.data) > 0.5, sampling=mask.grid.voxel_mm)
     middle = mask.with_data(np.asarray(depth_mm > _DEEP_MM, dtype=np.float32))
     return np.asarray(np.asarray(resample(middle, image.grid, na_from_drawn.inverse(), "probability").data) > 0.5)

@@ -8,7 +8,7 @@ likes: healthy ones on tissues of their composition, those of a lesion on one an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,20 +22,21 @@ from bids_sodium.core.tables import FATE, ROI_TSC
 from bids_sodium.spatial.mirror import contralateral_masks
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.steps._atlas import atlas_rows
-from bids_sodium.steps._model import scan_model
-from bids_sodium.steps._tissues import anatomy_from_na, inputs, na_from_t1w, scan_of, target_error_mm, tissue_maps
+from bids_sodium.steps._model import SOFT, scan_model
+from bids_sodium.steps._tissues import Inputs, anatomy_from_na, calibrated_by, inputs
 from bids_sodium.steps.align import TEMPLATE, chosen_mirror
 from bids_sodium.steps.outputs import save_image
-from bids_sodium.tissue.doubts import Variation, coarser, varied
+from bids_sodium.tissue.doubts import coarser, varied
 from bids_sodium.tissue.fate import cells_of, domain_of
+from bids_sodium.tissue.leaning import leaning
 from bids_sodium.tissue.measures import combined_change, percent_change
 from bids_sodium.tissue.measures import regional as region_mean
-from bids_sodium.tissue.partialvolume import Corrected, Method, shrunk
-from bids_sodium.tissue.rois import RoiParams, atoms, combine, names_in, screen
+from bids_sodium.tissue.partialvolume import Corrected, Method
+from bids_sodium.tissue.rois import atoms, combine, names_in, screen
 
 if TYPE_CHECKING:
     from bids_sodium.spatial.transforms import Transform
-    from bids_sodium.steps._model import Scan
+    from bids_sodium.steps._model import Machine, Scan
     from bids_sodium.steps._pose import Pose
     from bids_sodium.steps.extract import Files, Params
     from bids_sodium.steps.records import Record
@@ -57,9 +58,13 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scene:
-    """Regions of one session on the T1w grid, their mirror images, and where CSF lies on either side."""
+    """Regions of one session on the T1w grid, their mirror images, and where CSF lies on either side.
 
-    t1w: Volume
+    All lie in a ``box`` of the ``whole`` T1w grid, outside which there is no brain.
+    """
+
+    whole: Grid
+    box: tuple[slice, slice, slice]
     masks: dict[str, _Mask]
     mirrored: dict[str, _Mask]
     lesion: _Mask
@@ -69,28 +74,37 @@ class _Scene:
 
     @property
     def grid(self) -> Grid:
-        return self.t1w.grid
+        return self.whole.cropped(self.box)
 
     @property
     def healthy(self) -> _Mask:
         return np.asarray(~self.lesion & (self.csf < _WITHOUT_CSF))
 
 
-def write_regions(files: Files, params: Params, known: Mapping[str, Record], record: Record, pose: Pose | None) -> None:
+def write_regions(
+    files: Files,
+    params: Params,
+    given: Inputs | None,
+    known: Mapping[str, Record],
+    record: Record,
+    pose: Pose | None,
+) -> None:
     """Write the region table, mirrored masks and the table of tissue fates of one session.
 
     Parameters
     ----------
     files, params, known, record
         As in the step.
+    given : Inputs or None
+        Tissue maps and the sodium scan, where there are both.
     pose : Pose or None
         Where the image would have the tissue maps, if they have told it already.
     """
     assert files.t1w is not None and files.template_transform is not None and files.roi_table is not None  # noqa: S101,PT018
     mni_from_t1w = read_transform(files.template_transform, TEMPLATE, "T1w")
     mirror = chosen_mirror(known["template"], mni_from_t1w)
-    scene = _scene(files, mirror)
-    images = _contrasts(files, scene.grid)
+    scene = _scene(files, mirror, given)
+    images = _contrasts(files, scene)
     fwhm_mm = float(known["reconstruct"].values["fwhm_mm"]) if "reconstruct" in known else 0.0
     resolution_ml = {"na": fwhm_mm**3 / 1000.0, "tsc": fwhm_mm**3 / 1000.0, "adc": scene.grid.voxel_ml}
     wanted = _wanted(scene.masks, params, record)
@@ -99,7 +113,7 @@ def write_regions(files: Files, params: Params, known: Mapping[str, Record], rec
     rows: list[dict[str, object]] = []
     for name, expression in wanted.items():
         rows += [{**ids, **row} for row in _raw_rows(scene, name, expression, verdicts[name], images, resolution_ml)]
-    rows += [{**ids, **row} for row in _corrected_rows(files, params, known, scene, wanted, verdicts, record, pose)]
+    rows += [{**ids, **row} for row in _corrected_rows(params, given, scene, wanted, verdicts, record, pose)]
     found = atlas_rows(
         files.atlases,
         images,
@@ -117,28 +131,32 @@ def write_regions(files: Files, params: Params, known: Mapping[str, Record], rec
         "Sources": [files.roots.uri(path) for path in sources],
         "Regions": asdict(params.regions),
         "CorrectedRegions": _HOW,
+        **({} if given is None else calibrated_by(known)),
     }
     write_table(files.roi_table, rows, ROI_TSC, sidecar=sidecar)
     _write_mirrored(files, scene, wanted)
     _write_fate(files, params, scene, images, record)
 
 
-def _scene(files: Files, mirror: Transform) -> _Scene:
+def _scene(files: Files, mirror: Transform, given: Inputs | None) -> _Scene:
     assert files.t1w is not None  # noqa: S101
-    t1w = read_volume(files.t1w)
-    masks = {name: np.asarray(read_volume(path).data) > 0.5 for name, path in files.regions}
-    lesion = np.zeros(t1w.grid.shape, dtype=bool)
+    whole = read_volume(files.t1w).grid if given is None else given.grid
+    box = (slice(None), slice(None), slice(None)) if given is None else given.box
+    grid = whole.cropped(box)
+    masks = {name: np.asarray(read_volume(path).data)[box] > 0.5 for name, path in files.regions}
+    lesion = np.zeros(grid.shape, dtype=bool)
     for mask in masks.values():
         lesion |= mask
-    csf = np.zeros(t1w.grid.shape, dtype=np.float32)
+    csf = np.zeros(grid.shape, dtype=np.float32)
     for name, path in files.fractions:
         if name == "CSF":
-            csf = np.asarray(read_volume(path).data, dtype=np.float32)
-    there = resample(Volume(csf, t1w.grid), t1w.grid, mirror, kind="intensity")
+            csf = np.asarray(read_volume(path).data, dtype=np.float32)[box]
+    there = resample(Volume(csf, grid), grid, mirror, kind="intensity")
     return _Scene(
-        t1w=t1w,
+        whole=whole,
+        box=box,
         masks=masks,
-        mirrored=contralateral_masks(masks, t1w.grid, mirror) if masks else {},
+        mirrored=contralateral_masks(masks, grid, mirror) if masks else {},
         lesion=lesion,
         csf=csf,
         csf_there=np.asarray(there.data, dtype=np.float32),
@@ -227,9 +245,8 @@ def _reason(verdict: _Verdict, use: bool) -> str:
 
 
 def _corrected_rows(
-    files: Files,
     params: Params,
-    known: Mapping[str, Record],
+    given: Inputs | None,
     scene: _Scene,
     wanted: Mapping[str, str],
     verdicts: Mapping[str, _Verdict],
@@ -237,11 +254,18 @@ def _corrected_rows(
     pose: Pose | None,
 ) -> list[dict[str, object]]:
     """Return the concentrations of the regions and their mirror images, free of partial volume."""
-    if files.tsc is None or not files.fractions or not scene.masks or _METHOD not in params.partialvolume.methods:
+    if given is None or not scene.masks or _METHOD not in params.partialvolume.methods:
         return []
-    scan = scan_of(files, params, read_volume(files.tsc, unit="mmol/L"), known)
-    error_mm = target_error_mm(known, params)
-    found = _fitted(scene, tissue_maps(files), na_from_t1w(files), scan, params, target_error_mm=error_mm, pose=pose)
+    found = _fitted(
+        scene,
+        given.maps,
+        given.na_from_maps,
+        given.scan,
+        params,
+        target_error_mm=given.target_error_mm,
+        machine=given.machine,
+        pose=pose,
+    )
     if found is None:
         return []
     rows: list[dict[str, object]] = []
@@ -270,6 +294,7 @@ def _fitted(
     params: Params,
     *,
     target_error_mm: float,
+    machine: Machine | None = None,
     pose: Pose | None = None,
 ) -> _Parts | None:
     """Fit all parts of the regions together with the tissues; ``None`` where no region holds tissue."""
@@ -289,10 +314,12 @@ def _fitted(
         scan,
         replace(params.partialvolume, methods=(_METHOD,)),
         target_error_mm=target_error_mm,
+        machine=machine,
         pose=pose,
         further={"variation": variation.within},
     )
-    fit = _leaning(model.corrected(_METHOD, params.partialvolume), made_of, lesions, variation, params.regions)
+    free = model.corrected(_METHOD, params.partialvolume)
+    fit = leaning(free, made_of, lesions, variation.covariance, params.regions)
     volume_ml = {name: float(np.asarray(maps[name].data).sum()) * scene.grid.voxel_ml for name in maps}
     return _Parts(fit, parts, volume_ml)
 
@@ -311,9 +338,12 @@ def _part_maps(
     fluid = np.minimum(scene.csf_there, np.float32(_WITHOUT_CSF))
     every = scene.lesion | (np.asarray(tissues["L"].data) > 0.5 if "L" in tissues else False)
     maps = {name: np.array(volume.data, dtype=np.float32) for name, volume in tissues.items() if name != "L"}
+    outer = {SOFT: maps.pop(SOFT)} if SOFT in maps else {}
+    for data in outer.values():
+        data[scene.box][every] = 0.0
     for name, data in maps.items():
         data[every] = fluid[every] if name == "CSF" else 0.0
-    solid = [name for name in maps if name not in {"CSF", "soft"}]
+    solid = [name for name in maps if name != "CSF"]
 
     def taken(where: _Mask) -> dict[str, NDArray[np.float32]]:
         """Take the solid tissues out of some voxels."""
@@ -357,42 +387,9 @@ def _part_maps(
         made_of[healthy[parts[names]]] = made
         maps[healthy[parts[names]]] = placed(inside, np.sum(list(present.values()), axis=0))
     filled = {name: Volume(data, grid, "1") for name, data in maps.items() if data.any()}
+    filled |= {name: Volume(data, scene.whole, "1") for name, data in outer.items() if data.any()}
     named = {names: (f"lesion:{number}", healthy.get(number, "")) for names, number in parts.items()}
     return filled, named, made_of
-
-
-def _leaning(
-    fit: Corrected,
-    made_of: Mapping[str, Mapping[str, float]],
-    lesions: Sequence[str],
-    variation: Variation,
-    params: RoiParams,
-) -> Corrected:
-    """Return the fit where healthy parts lean on tissues of their composition, and parts of a lesion on one another."""
-    from scipy.linalg import block_diag
-
-    place = {name: i for i, name in enumerate(fit.names) if np.isfinite(fit.mmol_l[i])}
-    rows, blocks = [], []
-    for name, shares in made_of.items():
-        present = {tissue: share for tissue, share in shares.items() if tissue in place}
-        if name in place and sum(present.values()) > 0:
-            row = np.zeros(len(fit.names))
-            row[place[name]] = 1.0
-            for tissue, share in present.items():
-                row[place[tissue]] -= share / sum(present.values())
-            rows.append(row)
-            blocks.append(np.array([[params.healthy_sd_mmol_l**2]]))
-    known = [i for i, name in enumerate(lesions) if name in place]
-    if len(known) > 1:
-        # against the first of them, since the mean of the lesion is free
-        apart = np.concatenate([-np.ones((len(known) - 1, 1)), np.eye(len(known) - 1)], axis=1)
-        for row in apart:
-            whole = np.zeros(len(fit.names))
-            whole[[place[lesions[i]] for i in known]] = row
-            rows.append(whole)
-        between = variation.covariance[np.ix_(known, known)] + params.lesion_step_mmol_l**2 * np.eye(len(known))
-        blocks.append(apart @ between @ apart.T)
-    return shrunk(fit, np.array(rows), block_diag(*blocks)) if rows else fit
 
 
 def _corrected_row(
@@ -436,13 +433,19 @@ def _write_mirrored(files: Files, scene: _Scene, wanted: Mapping[str, str]) -> N
         if name in places:
             save_image(
                 places[name],
-                scene.t1w.with_data(combine(scene.mirrored, expression) & scene.healthy, unit="1"),
+                Volume(_on_whole(scene, combine(scene.mirrored, expression) & scene.healthy), scene.whole, "1"),
                 roots=files.roots,
                 description=f"{name} mirrored to the other hemisphere, lesions and CSF left out",
                 sources=[path for _, path in files.regions],
                 dtype=np.uint8,
                 kind="mask",
             )
+
+
+def _on_whole(scene: _Scene, mask: _Mask) -> _Mask:
+    full = np.zeros(scene.whole.shape, dtype=bool)
+    full[scene.box] = mask
+    return full
 
 
 def _write_fate(
@@ -455,7 +458,7 @@ def _write_fate(
     rows: list[dict[str, object]] = []
     if early and {"na", "adc"} <= set(images):
         lesion = np.logical_or.reduce(early)
-        other = _contrasts(files, scene.grid, through=scene.mirror)
+        other = _contrasts(files, scene, through=scene.mirror)
         there = resample(Volume(lesion, scene.grid), scene.grid, scene.mirror, "label", average=False)
         domain = domain_of(
             lesion, scene.csf < _WITHOUT_CSF, scene.csf_there < _WITHOUT_CSF, np.asarray(there.data) > 0, scene.grid,
@@ -493,12 +496,13 @@ def _write_fate(
 def _brain(files: Files, scene: _Scene) -> _Mask:
     if files.brain is None:
         return np.ones(scene.grid.shape, dtype=bool)
-    return np.asarray(read_volume(files.brain).data) > 0.5
+    return np.asarray(read_volume(files.brain).data)[scene.box] > 0.5
 
 
-def _contrasts(files: Files, grid: Grid, *, through: Transform | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the images on the T1w grid, or their values on the other side, through one interpolation."""
+def _contrasts(files: Files, scene: _Scene, *, through: Transform | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return the images in the box of the scene, or their values on the other side, through one interpolation."""
     images: dict[str, NDArray[np.float64]] = {}
+    grid = scene.grid
 
     def whole(transform: Transform) -> Transform:
         return transform if through is None else transform @ through
@@ -511,9 +515,12 @@ def _contrasts(files: Files, grid: Grid, *, through: Transform | None = None) ->
                 images[name] = np.asarray(moved.data, dtype=np.float64)
     if files.adc is not None and files.adc_transform is not None:
         dwi_from_t1 = whole(read_transform(files.adc_transform, "T1w", "dwi").inverse())
-        adc = resample(read_volume(files.adc, unit="mm2/s"), grid, dwi_from_t1, kind="intensity")
-        images["adc"] = np.where(np.asarray(adc.data) > 0, adc.data, np.nan).astype(np.float64)
-        if files.adc_map is not None and through is None:
+        writes = files.adc_map is not None and through is None
+        source = read_volume(files.adc, unit="mm2/s")
+        adc = resample(source, scene.whole if writes else grid, dwi_from_t1, kind="intensity")
+        near = np.asarray(adc.data)[scene.box] if writes else np.asarray(adc.data)
+        images["adc"] = np.where(near > 0, near, np.nan).astype(np.float64)
+        if files.adc_map is not None and writes:
             save_image(
                 files.adc_map,
                 adc,

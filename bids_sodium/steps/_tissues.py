@@ -7,7 +7,7 @@ reconstruction, or the magnitude without its noise floor; neither is denoised.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from bids_sodium.bidsio.files import read_transform, read_volume, write_table
 from bids_sodium.bidsio.kspace import read_kspace
 from bids_sodium.core.constants import relaxation_of
-from bids_sodium.core.data import Volume
+from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import GeometryError
 from bids_sodium.core.tables import TISSUE_TSC
 from bids_sodium.image.magnitude import correct_noise_floor
 from bids_sodium.spatial.transforms import Affine, Transform
-from bids_sodium.steps._model import SOFT, Scan, ScanModel, VialPlace, scan_model
+from bids_sodium.steps._model import SOFT, Machine, Scan, ScanModel, VialPlace, machine_of, scan_model
 from bids_sodium.steps._pose import Pose
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.tissue.partialvolume import Corrected, pooled
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SODIUM",
+    "Inputs",
     "anatomy_from_na",
+    "calibrated_by",
     "inputs",
+    "inputs_of",
     "judge",
     "na_from_t1w",
     "scan_of",
@@ -49,6 +52,38 @@ SODIUM = "23Na"
 _SUMS = {"GM": ("CGM", "DGM"), "WM": ("NAWM", "T1iso", "T1hypo"), "T2lesion": ("T1iso", "T1hypo")}
 _INSIDE = 0.5
 _FAR_MM = 1.5
+_MARGIN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inputs:
+    """What tissues and regions of one session are read from.
+
+    Parameters
+    ----------
+    maps : dict of str to Volume
+        Tissue fractions in the box that holds the brain; soft tissue outside of it on the whole T1w grid.
+    grid : Grid
+        The whole T1w grid.
+    box : tuple of slice
+        Where the brain and all masks lie on it; the whole grid where atlases are read.
+    na_from_maps : (4, 4) ndarray
+        Place of the maps in the sodium frame.
+    target_error_mm : float
+        Standard error of that place.
+    scan : Scan
+        The sodium scan.
+    machine : Machine or None
+        What puts maps through it.
+    """
+
+    maps: dict[str, Volume]
+    grid: Grid
+    box: tuple[slice, slice, slice]
+    na_from_maps: NDArray[np.float64]
+    target_error_mm: float
+    scan: Scan
+    machine: Machine | None
 
 
 def inputs(files: Files) -> list[Path]:
@@ -57,33 +92,69 @@ def inputs(files: Files) -> list[Path]:
     return [path for path in single if path is not None]
 
 
+def calibrated_by(known: Mapping[str, Record]) -> dict[str, str]:
+    """Return what set the scale of concentrations, for the sidecar of everything that is in mmol/L."""
+    return {"CalibrationSource": str(known["quantify"].values["calibration_source"])}
+
+
 def anatomy_from_na(files: Files) -> Transform:
     """Return the transform from the sodium frame to that of the anatomy."""
     assert files.sodium_transform is not None  # noqa: S101
     return read_transform(files.sodium_transform, files.anatomy_name, SODIUM)
 
 
+def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Record]) -> Inputs | None:
+    """Return what tissues and regions are read from; ``None`` without an anatomy."""
+    if not files.fractions:
+        return None
+    maps = tissue_maps(files)
+    grid = maps["CGM"].grid
+    held = np.logical_or.reduce([np.asarray(volume.data) > 0 for name, volume in maps.items() if name != SOFT])
+    for _, path in files.regions:
+        held |= np.asarray(read_volume(path).data) > 0
+    box = (slice(None), slice(None), slice(None)) if files.atlases else _box_of(held)
+    scan = scan_of(files, params, tsc, known)
+    return Inputs(
+        maps={name: volume if name == SOFT else volume.cropped(box) for name, volume in maps.items()},
+        grid=grid,
+        box=box,
+        na_from_maps=na_from_t1w(files),
+        target_error_mm=target_error_mm(known, params),
+        scan=scan,
+        machine=machine_of(scan),
+    )
+
+
+def _box_of(held: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Return the box that holds something, some voxels wider."""
+    x, y, z = (np.flatnonzero(held.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
+    low = [max(int(along[0]) - _MARGIN, 0) if along.size else 0 for along in (x, y, z)]
+    high = [min(int(a[-1]) + _MARGIN + 1, n) if a.size else n for a, n in zip((x, y, z), held.shape, strict=True)]
+    return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
+
+
 def write_tissues(
-    files: Files, params: Params, tsc: Volume, known: Mapping[str, Record], record: Record
+    files: Files, params: Params, tsc: Volume, given: Inputs, known: Mapping[str, Record], record: Record
 ) -> Pose | None:
-    """Write the tissue table, fractions as the scan sees them and the corrected map; nothing without an anatomy.
+    """Write the tissue table, fractions as the scan sees them and the corrected map; nothing without a table to write.
 
     Returns
     -------
     Pose or None
         Where the image would have the tissue maps.
     """
-    if files.tissue_table is None or not files.fractions:
+    if files.tissue_table is None:
         return None
     quantified = known["quantify"].values
-    maps = tissue_maps(files)
+    maps = given.maps
     volumes = {name: float(np.asarray(image.data).sum()) * image.grid.voxel_ml for name, image in maps.items()}
     model = scan_model(
         maps,
-        na_from_t1w(files),
-        scan_of(files, params, tsc, known),
+        given.na_from_maps,
+        given.scan,
         params.partialvolume,
-        target_error_mm=target_error_mm(known, params),
+        target_error_mm=given.target_error_mm,
+        machine=given.machine,
     )
     judge(model, record)
     relative = float(quantified["slope_se"]) / float(quantified["slope"])
@@ -106,13 +177,14 @@ def write_tissues(
         sidecar={
             "Sources": [files.roots.uri(path) for path in (*inputs(files), *(path for _, path in files.fractions))],
             "TissueColumns": model.how,
+            **calibrated_by(known),
             "CalibrationRelativeStandardError": relative,
             "StandardErrorParts": {method: _error_parts(fit, relative) for method, fit in fits.items()},
             "PartialVolume": asdict(params.partialvolume),
         },
     )
     _measure(model, fits, params, record)
-    _corrected_map(files, params, tsc, model, fits)
+    _corrected_map(files, params, tsc, model, fits, calibrated_by(known))
     for name, path in files.spread:
         if name in model.names:
             save_image(
@@ -244,7 +316,14 @@ def _error_parts(fit: Corrected, relative: float) -> dict[str, dict[str, float]]
     }
 
 
-def _corrected_map(files: Files, params: Params, tsc: Volume, model: ScanModel, fits: Mapping[str, Corrected]) -> None:
+def _corrected_map(
+    files: Files,
+    params: Params,
+    tsc: Volume,
+    model: ScanModel,
+    fits: Mapping[str, Corrected],
+    calibrated: Mapping[str, str],
+) -> None:
     """Write the brain mask on the sodium grid and the concentration of brain tissue alone, voxel by voxel."""
     if files.sodium_brain is not None:
         whole = model.shares[[i for i, name in enumerate(model.names) if name != SOFT]].sum(0) > _INSIDE
@@ -271,6 +350,7 @@ def _corrected_map(files: Files, params: Params, tsc: Volume, model: ScanModel, 
             "fit; 0 where less than half of the voxel is tissue",
             sources=inputs(files),
             units="mmol/L",
+            extra=calibrated,
         )
 
 

@@ -15,13 +15,13 @@ from typing import Any
 from bids_sodium.bidsio.atlases import Atlas
 from bids_sodium.bidsio.derivatives import Roots
 from bids_sodium.bidsio.files import read_transform, read_volume, write_table
-from bids_sodium.bidsio.templates import load_head_template
+from bids_sodium.bidsio.templates import TEMPLATE_GRID
 from bids_sodium.core.data import Volume
 from bids_sodium.core.tables import QC
 from bids_sodium.recon.solvers import ReconstructionParams
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.steps._regions import write_regions
-from bids_sodium.steps._tissues import SODIUM, anatomy_from_na, inputs, write_tissues
+from bids_sodium.steps._tissues import SODIUM, anatomy_from_na, calibrated_by, inputs, inputs_of, write_tissues
 from bids_sodium.steps.align import TEMPLATE
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.steps.records import Record, read_record
@@ -31,7 +31,7 @@ from bids_sodium.tissue.rois import RoiParams
 
 __all__ = ["SODIUM", "VERSION", "Files", "Params", "run"]
 
-VERSION = "3"
+VERSION = "4"
 _WITHOUT_CSF = 0.5
 
 
@@ -115,13 +115,14 @@ def run(files: Files, params: Params) -> None:
     if params.onset_to_scan_h is not None:
         record.measure("onset_to_scan", params.onset_to_scan_h, "h", note="from the sessions table")
     known = {step: read_record(path) for step, path in files.records}
-    pose = None
+    given = pose = None
     if files.tsc is not None:
         tsc = read_volume(files.tsc, unit="mmol/L")
-        pose = write_tissues(files, params, tsc, known, record)
-        _maps(files, tsc)
+        given = inputs_of(files, params, tsc, known)
+        pose = None if given is None else write_tissues(files, params, tsc, given, known, record)
+        _maps(files, tsc, known)
     if files.roi_table is not None:
-        write_regions(files, params, known, record, pose)
+        write_regions(files, params, given, known, record, pose)
     rows = []
     for step in (*known.values(), record):
         rows += [
@@ -134,7 +135,7 @@ def run(files: Files, params: Params) -> None:
     write_table(files.qc_table, rows, QC, sidecar={"Sources": [files.roots.uri(path) for path in inputs(files)]})
 
 
-def _maps(files: Files, tsc: Volume) -> None:
+def _maps(files: Files, tsc: Volume, known: Mapping[str, Record]) -> None:
     for space, path in files.maps:
         placed = anatomy_from_na(files)
         if space == files.anatomy_name:
@@ -144,7 +145,7 @@ def _maps(files: Files, tsc: Volume) -> None:
         else:
             assert files.template_transform is not None  # noqa: S101
             whole = read_transform(files.template_transform, TEMPLATE, "T1w") @ placed
-            grid, reference = load_head_template().grid, TEMPLATE
+            grid, reference = TEMPLATE_GRID, TEMPLATE
         save_image(
             path,
             resample(tsc, grid, whole.inverse(), kind="intensity"),
@@ -152,5 +153,6 @@ def _maps(files: Files, tsc: Volume) -> None:
             description=f"Total sodium concentration in the space of {space}, one interpolation",
             sources=inputs(files),
             units="mmol/L",
+            extra=calibrated_by(known),
             spatial_reference=None if space == TEMPLATE else reference,
         )

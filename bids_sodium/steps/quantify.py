@@ -58,7 +58,7 @@ __all__ = [
     "run_diffusion",
 ]
 
-VERSION = "3"
+VERSION = "4"
 
 _SODIUM = "23Na"
 

@@ -158,20 +158,23 @@ def moments(
         raise DataError(f"weights of shape {w.shape} with least value {w.min():.3g} on samples of shape {s.shape}")
     n = len(rows)
     flat, dense, squared = (np.zeros((n, n)) for _ in range(3))
-    data, dense_data, power = np.zeros(n, np.complex128), np.zeros(n, np.complex128), 0.0
+    data, dense_data, power = np.zeros((n, 2)), np.zeros((n, 2)), 0.0
     lines = [row.reshape(-1) for row in (*rows, s)]
     weight = (w / max(float(w.max()), 1e-300)).reshape(-1)
     for start in range(0, s.size, _BLOCK):
         part = slice(start, start + _BLOCK)
-        block = np.stack([line[part] for line in lines]).astype(np.complex128)
-        v = weight[part]
+        # of complex numbers side by side as reals, the dot product is the real part of the inner product
+        block = np.array([line[part] for line in lines], dtype=np.complex128).view(np.float64)
         a, b = block[:-1], block[-1]
-        flat += _real_products(a, a)
-        dense += _real_products(a * v, a)
-        squared += _real_products(a * v**2, a)
-        data += a.conj() @ b
-        dense_data += (a.conj() * v) @ b
-        power += float(np.vdot(b, b).real)
+        turned = np.stack([b[1::2], -b[0::2]], axis=1).ravel()
+        v = np.repeat(weight[part], 2)
+        av, both = a * v, np.stack([b, turned], axis=1)
+        flat += a @ a.T
+        dense += av @ a.T
+        squared += av @ av.T
+        data += a @ both
+        dense_data += av @ both
+        power += float(b @ b)
     products = _Products(rows, w, thin) if doubts else None
     by_source = {
         source: [products.with_change(change) for change in changes]
@@ -183,8 +186,8 @@ def moments(
         flat=flat,
         dense=dense,
         squared=squared,
-        flat_data=data,
-        dense_data=dense_data,
+        flat_data=data[:, 0] + 1j * data[:, 1],
+        dense_data=dense_data[:, 0] + 1j * dense_data[:, 1],
         power=power,
         n_samples=s.size,
         doubts_flat={source: np.array([pair[0] for pair in pairs]).T for source, pairs in by_source.items() if pairs},
@@ -216,10 +219,6 @@ class _Products:
 
 def _as_reals(samples: NDArray[np.complexfloating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(samples, dtype=np.complex64).view(np.float32).ravel()
-
-
-def _real_products(a: NDArray[np.complex128], b: NDArray[np.complex128]) -> Array:
-    return np.asarray(a.real @ b.real.T + a.imag @ b.imag.T)
 
 
 def fit_moments(found: SampleMoments, *, density: bool = False, sigma: float | None = None) -> Fit:

@@ -297,8 +297,7 @@ def varied(
     *,
     sd_mmol_l: float,
     length_mm: float,
-    n_draws: int = 200,
-    n_within: int = 32,
+    n_draws: int = 32,
 ) -> Variation:
     """Return how a smooth random field varies within regions and between their means.
 
@@ -313,8 +312,8 @@ def varied(
         Source of randomness.
     sd_mmol_l, length_mm : float
         Standard deviation of the field in mmol/L, and the distance at which its correlation is 1/e, in mm.
-    n_draws, n_within : int
-        Draws for the covariance, and how many of them are returned as changes.
+    n_draws : int
+        Draws that stand for the changes within the regions; the covariance of the means is exact.
 
     Returns
     -------
@@ -347,22 +346,24 @@ def varied(
     # white noise through a Gaussian of length / 2 has the correlation exp(-(d / length)^2)
     width = length_mm / 2.0 / np.array(grid.voxel_mm)
     reach = [int(4.0 * w + 0.5) for w in width]
-    size = 1.0
+    size, peak = 1.0, 1.0
     for w, r in zip(width, reach, strict=True):
-        impulse = np.zeros(2 * r + 1)
-        impulse[r] = 1.0
+        impulse = np.zeros(4 * r + 1)
+        impulse[2 * r] = 1.0
         size *= float(np.sqrt((gaussian_filter1d(impulse, w) ** 2).sum()))
+        peak *= float(gaussian_filter1d(impulse, np.sqrt(2.0) * w).max())
     inner = tuple(slice(r, -r or None) for r in reach)
-    means, within = np.empty((n_draws, len(maps))), []
-    for draw in range(n_draws):
+    within = []
+    for _ in range(n_draws):
         noise = rng.standard_normal([n + 2 * r for n, r in zip(grid.shape, reach, strict=True)]).astype(np.float32)
         # the margin keeps the edges as variable as the middle
         smooth = gaussian_filter(noise, width)[inner] * np.float32(sd_mmol_l / size)
-        means[draw] = np.tensordot(shares, smooth, axes=3) / volume
-        if draw < n_within:
-            change = shares.sum(axis=0) * smooth - np.tensordot(means[draw].astype(np.float32), shares, axes=1)
-            within.append(Volume((change / np.sqrt(n_within)).astype(np.float32), grid, "mmol/L"))
-    return Variation(within, means.T @ means / n_draws)
+        means = np.tensordot(shares, smooth, axes=3) / volume
+        change = shares.sum(axis=0) * smooth - np.tensordot(means.astype(np.float32), shares, axes=1)
+        within.append(Volume((change / np.sqrt(n_draws)).astype(np.float32), grid, "mmol/L"))
+    near = [gaussian_filter(share, np.sqrt(2.0) * width, mode="constant") for share in shares]
+    between = np.array([np.tensordot(shares, one, axes=3) for one in near], dtype=np.float64) / np.outer(volume, volume)
+    return Variation(within, 0.5 * (between + between.T) * sd_mmol_l**2 / peak)
 
 
 def coarser(volume: Volume, voxel_mm: float) -> Volume:

@@ -318,6 +318,30 @@ def test_an_image_with_edges_of_the_t1w_image_is_shown_and_not_measured(study: A
     assert "Read with care" in (copy / "sub-01.html").read_text()
 
 
+def test_ventricles_set_the_scale_where_they_are_asked_to(study: Any, copy: Path, again: Any) -> None:
+    """Without its vials the participant reads what it reads with them, and every output names the reference."""
+    code, _, err = again("--calibration", "csf")
+    assert code == 0, err
+    assert statuses(err)["done"] == {"quantify", "extract"}
+    anat = copy / "sub-01" / "anat"
+    table = "sub-01_acq-23Na_desc-tissue_tsc.tsv"
+    fluid, vials = (
+        {row["tissue"]: float(row["tsc_mmol_l"]) for row in rows_of(folder / table) if row["method"] == "glm"}
+        for folder in (anat, study_anat(study))
+    )
+    for tissue in ("CGM", "NAWM", "CSF"):
+        assert fluid[tissue] == pytest.approx(vials[tissue], rel=0.05), tissue
+    name = "internal reference: ventricular cerebrospinal fluid"
+    (slope,) = (r for r in rows_of(anat / "sub-01_acq-23Na_desc-qc_tsc.tsv") if r["measure"] == "calibration_slope")
+    assert name in slope["note"]
+    assert float(slope["se"]) / float(slope["value"]) > 4.0 / 140.0
+    measured = [*anat.glob("sub-01_*TSCmap.json"), anat / table.replace(".tsv", ".json")]
+    assert len(measured) == 6
+    for sidecar in measured:
+        assert name in sidecar.read_text(), sidecar.name
+    assert name in (copy / "sub-01.html").read_text()
+
+
 def study_anat(study: Any) -> Path:
     """Return the folder of the demo's images."""
     return Path(study.output) / "sub-01" / "anat"

@@ -55,7 +55,8 @@ def test_changes_of_regions_are_those_of_the_head() -> None:
     every = np.logical_or.reduce(list(masks.values()))
     csf = np.asarray(head.fractions["CSF"].data, dtype=np.float32)
     scene = _Scene(
-        t1w=Volume(np.zeros(grid.shape, dtype=np.float32), grid),
+        whole=grid,
+        box=(slice(None), slice(None), slice(None)),
         masks=masks,
         mirrored={name: flipped(mask) for name, mask in masks.items()},
         lesion=every,

@@ -82,3 +82,14 @@ def test_errors_are_one_line_and_survive_a_process_boundary() -> None:
         "LockedError": 75,
         "ConfigError": 78,
     }
+
+
+def test_a_box_of_voxels_stays_at_its_place() -> None:
+    affine = np.array([[0.0, -2.0, 0.0, 5.0], [1.5, 0.0, 0.0, -3.0], [0.0, 0.0, 1.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
+    whole = Volume(np.arange(6 * 7 * 8.0).reshape(6, 7, 8), Grid((6, 7, 8), affine), "1")
+    part = whole.cropped((slice(1, 5), slice(None), slice(2, 8)))
+    assert part.unit == "1"
+    assert part.grid.shape == part.data.shape == (4, 7, 6)
+    at = np.array([2.0, 3.0, 1.0])
+    index = tuple(np.round(whole.grid.index(part.grid.world(at))).astype(int))
+    assert part.data[2, 3, 1] == whole.data[index]

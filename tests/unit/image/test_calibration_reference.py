@@ -23,6 +23,17 @@ def test_surroundings_are_taken_off() -> None:
     assert np.asarray(IMAGE.data)[found.mask].mean() < 700
 
 
+def test_surroundings_that_are_blurred_more_are_taken_off_as_they_are() -> None:
+    """Tissue that decays during the readout reaches further into the fluid than the fluid out of it."""
+    far = np.clip((DISTANCE - 10) / 16, 0, 1)
+    image = IMAGE.with_data(700.0 * SHARE + 200.0 * far)
+    found = measure_reference(image, SHARE, sigma=1.0, magnitude=False, surroundings=far)
+    assert found.signal == pytest.approx(700, rel=1e-6)
+    assert found.around == pytest.approx(200, rel=1e-6)
+    naive = measure_reference(image, SHARE, sigma=1.0, magnitude=False)
+    assert naive.signal > 1.02 * found.signal
+
+
 def test_it_is_named_and_its_spread_between_people_is_carried() -> None:
     fluid = measure_reference(IMAGE, SHARE, ReferenceParams(material="vitreous"), sigma=1.0)
     scale = reference_scale(fluid)
@@ -49,6 +60,10 @@ def test_narrow_ventricles_are_refused_with_what_they_have() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(GeometryError):
         measure_reference(IMAGE, SHARE[1:], sigma=1.0)
+    with pytest.raises(GeometryError, match="surroundings"):
+        measure_reference(IMAGE, SHARE, surroundings=SHARE[1:], sigma=1.0)
+    with pytest.raises(DataError, match="surrounds"):
+        measure_reference(IMAGE, SHARE, surroundings=np.full(GRID.shape, np.nan), sigma=1.0)
     with pytest.raises(DataError, match="from 0 to 1"):
         measure_reference(IMAGE, 255 * SHARE, sigma=1.0)
     with pytest.raises(DataError, match="finite"):

@@ -8,7 +8,7 @@ import pytest
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import DataError, GeometryError
 from bids_sodium.simulate.brain import rigid
-from bids_sodium.tissue.doubts import OUTSIDE, boundary_doubts, placing_doubts, rigid_covariance
+from bids_sodium.tissue.doubts import OUTSIDE, boundary_doubts, placing_doubts, rigid_covariance, varied
 
 SIGNAL = {"CGM": 40.0, "CSF": 140.0}
 
@@ -98,3 +98,40 @@ def test_what_is_no_doubt_is_refused() -> None:
         rigid_covariance(-1.0, np.eye(3))
     with pytest.raises(DataError, match="one place"):
         rigid_covariance(1.0, np.ones((4, 3)))
+
+
+def parts_of_a_ball(grid: Grid) -> dict[str, Volume]:
+    points = grid.world(np.indices(grid.shape).transpose(1, 2, 3, 0).astype(float))
+    ball = np.linalg.norm(points, axis=-1) < 18.0
+    side = points[..., 0] > 6.0
+    return {"core": Volume((ball & ~side).astype(float), grid), "rim": Volume((ball & side).astype(float), grid)}
+
+
+def test_a_smooth_field_varies_between_regions_as_its_covariance_says() -> None:
+    regions, sd, length = parts_of_a_ball(tilted((28, 26, 24))), 7.0, 12.0
+    found = varied(regions, np.random.default_rng(0), sd_mmol_l=sd, length_mm=length)
+    held = {
+        name: region.grid.world(np.argwhere(np.asarray(region.data) > 0).astype(float))[::3]
+        for name, region in regions.items()
+    }
+    for i, a in enumerate(held.values()):
+        for j, b in enumerate(held.values()):
+            d2 = ((a[:, None] - b[None]) ** 2).sum(-1)
+            assert found.covariance[i, j] == pytest.approx(sd**2 * np.exp(-d2 / length**2).mean(), rel=0.02)
+
+
+def test_what_varies_within_regions_leaves_their_means() -> None:
+    regions = parts_of_a_ball(tilted((28, 26, 24)))
+    found = varied(regions, np.random.default_rng(1), sd_mmol_l=7.0, length_mm=12.0, n_draws=400)
+    together = np.sqrt(np.sum([np.asarray(change.data) ** 2 for change in found.within], axis=0))
+    for change in found.within[:5]:
+        for name, region in regions.items():
+            share = np.asarray(region.data)[tuple(slice(*span) for span in spans(region, change))]
+            assert abs(float((share * np.asarray(change.data)).sum())) < 1e-3 * share.sum(), name
+    # about the means less is left than the whole standard deviation
+    assert 2.0 < together[together > 0].mean() < 7.0
+
+
+def spans(region: Volume, change: Volume) -> list[tuple[int, int]]:
+    first = np.round(region.grid.index(change.grid.affine[:3, 3])).astype(int)
+    return [(int(a), int(a) + n) for a, n in zip(first, change.grid.shape, strict=True)]
