@@ -17,7 +17,7 @@ from bids_sodium.bidsio.derivatives import Roots, write_description
 from bids_sodium.bidsio.files import read_json, read_table, write_json, write_table, write_text
 from bids_sodium.bidsio.layout import Dataset, index
 from bids_sodium.core.errors import ConfigError, DataError, InternalError
-from bids_sodium.core.tables import GROUP_RESULT, NORMS, Table
+from bids_sodium.core.tables import GROUP_RESULT, MS_DATA, NORMS, STROKE_DATA, Table
 from bids_sodium.engine import executors
 from bids_sodium.engine.executors import Event, Report
 from bids_sodium.engine.locks import output_lock
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bids_sodium.group.results import Study
 
 __all__ = ["SUMMARIES", "group", "participant", "run"]
+
+_REASONS = 8
+"""Reasons for what was left out that a run prints, those that cost most."""
 
 SUMMARIES = "group_summaries.json"
 """File of the output that a site shares with the others of a consortium."""
@@ -425,15 +428,27 @@ def _from_summaries(options: argparse.Namespace, config: Config, terminal: _Term
 
 def _say_left_out(study: Study) -> int:
     """Say what was left out; return the exit code, that of a bug where a table contradicted itself."""
-    whole = [analysis.name for analysis in study.analyses if analysis.left_out]
-    parts = len(study.left_out) - len(whole)
-    if whole:
-        _say(f"left out: {', '.join(whole)}")
-    if parts:
-        _say(f"left out: {parts} parts of other analyses")
-    if whole or parts:
-        _say(f"the report and {GROUP_INDEX} say why")
+    from bids_sodium.group.results import READING, by_reason, plural
+
+    entries = [(str(a), str(p), str(r)) for a, p, r in study.left_out.itertuples(index=False)]
+    for name, part, reason in entries:
+        if not part:
+            _say(f"left out: {name}: {_shortened(reason)}")
+        elif name == READING:
+            _say(f"note: {_shortened(reason)}")
+    found = by_reason(entry for entry in entries if entry[1] and entry[0] != READING)
+    for reason, where in found[:_REASONS]:
+        count = sum(len(parts) for parts in where.values())
+        _say(f"left out: {plural(count, 'part')} of {', '.join(where)}: {_shortened(reason)}")
+    if len(found) > _REASONS:
+        _say(f"left out: parts for {plural(len(found) - _REASONS, 'further reason')}")
+    if entries:
+        _say(f"the report and {GROUP_INDEX} list them all")
     return InternalError.exit_code if study.contradictions else 0
+
+
+def _shortened(reason: str, limit: int = 240) -> str:
+    return reason if len(reason) <= limit else f"{reason[:limit].rsplit(' ', 1)[0]} ..."
 
 
 def _analyse(study: str, table: Any, config: Config, options: argparse.Namespace) -> Any:
@@ -456,12 +471,16 @@ def _write_study(
     output: Path, study: Study, *, settings: Mapping[str, Any], not_joined: Iterable[tuple[str, str]] = ()
 ) -> None:
     """Write every analysis with its data, and the index that the report reads, in the place of an earlier run's."""
+    from bids_sodium.group.ms import label
+    from bids_sodium.group.results import READING
+
     if (output / GROUP_INDEX).is_file():
         for earlier in read_json(output / GROUP_INDEX)["Analyses"]:
             for name in (earlier["Name"], *(f"{earlier['Name']}_{key}" for key in earlier["Data"])):
                 for ending in ("tsv", "json"):
                     (output / f"group_{name}.{ending}").unlink(missing_ok=True)
     listed = []
+    known = (STROKE_DATA if study.study == "stroke" else MS_DATA).sidecar()
     for analysis in study.analyses:
         entry: dict[str, Any] = {
             "Name": analysis.name,
@@ -477,10 +496,12 @@ def _write_study(
         for key, frame in analysis.data.items():
             place = output / f"group_{analysis.name}_{key}.tsv"
             table = Table(f"{analysis.name}_{key}", f"{analysis.title}: {key.replace('_', ' ')}", ())
-            write_table(place, frame, table, extra={c: {"Description": str(c)} for c in frame.columns})
+            write_table(
+                place, frame, table, extra={c: known.get(c, {"Description": label(str(c))}) for c in frame.columns}
+            )
             entry["Data"].append(key)
         listed.append(entry)
-    left = [{"Analysis": "participants", "Part": name, "Reason": reason} for name, reason in not_joined]
+    left = [{"Analysis": READING, "Part": name, "Reason": reason} for name, reason in not_joined]
     left += [
         {"Analysis": str(a), "Part": str(p), "Reason": str(r)} for a, p, r in study.left_out.itertuples(index=False)
     ]

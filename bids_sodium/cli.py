@@ -40,6 +40,7 @@ PVC_METHODS = (
 SETTINGS: Mapping[str, str] = {
     "study": "run.study",
     "output_spaces": "run.output_spaces",
+    "reference_session": "run.reference_session",
     "transform_formats": "run.transform_formats",
     "random_seed": "run.random_seed",
     "sloppy": "run.sloppy",
@@ -201,6 +202,10 @@ def build_parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--output-spaces", nargs="+", choices=("T1w", "MNI152NLin2009aSym"), default=unset, metavar="SPACE",
         help="spaces of the concentration maps beside their own: T1w, MNI152NLin2009aSym",
+    )  # fmt: skip
+    method.add_argument(
+        "--reference-session", default=unset, metavar="LABEL",
+        help="session whose T1w image is the anatomy of all; by default the latest after onset, else the first",
     )  # fmt: skip
     method.add_argument(
         "--transform-formats", nargs="+", choices=("fsl", "lta"), default=unset, metavar="FORMAT",

@@ -55,6 +55,9 @@ class RunParams:
     output_spaces: tuple[Literal["T1w", "MNI152NLin2009aSym"], ...] = ("T1w", "MNI152NLin2009aSym")
     """Spaces that concentration maps are written in, beside their own."""
 
+    reference_session: str = ""
+    """Session whose T1w image is the anatomy of all; empty for the latest after onset, else the first."""
+
     transform_formats: tuple[Literal["fsl", "lta"], ...] = ()
     """Formats that linear transforms are written in beside ITK's: FLIRT matrices, FreeSurfer's LTA."""
 

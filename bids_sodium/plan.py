@@ -37,6 +37,7 @@ SODIUM = extract.SODIUM
 MS_LESIONS = ("T2lesion", "T1hypo")
 STROKE_REGIONS = ("ionic", "cytotoxic", "necrosis")
 _LATE = "necrosis"
+_WEEK_H = 168.0
 _XFM = {"fsl": ".mat", "lta": ".lta"}
 _TISSUES = ("CGM", "DGM", "NAWM", "CSF", "L")
 _SPACES_OF_DWI = frozenset({"dwi", "b1000", "b0", "ADC", "trace"})
@@ -52,13 +53,28 @@ def participants(sessions: Iterable[Session]) -> dict[str, list[Session]]:
     return found
 
 
-def reference_session(sessions: Sequence[Session]) -> Session | None:
-    """Return the session whose T1w image is the anatomy of all: the latest after onset, else the first."""
+def reference_session(sessions: Sequence[Session], wanted: str = "") -> Session | None:
+    """Return the session whose T1w image is the anatomy of all: the one wanted, the latest after onset, else the first.
+
+    Parameters
+    ----------
+    sessions : sequence of Session
+        Those of one participant.
+    wanted : str
+        Label of a session, with ``ses-`` or without; it is passed over where it has no T1w image.
+    """
     with_t1w = [session for session in sessions if session.t1w is not None]
+    chosen = [session for session in with_t1w if wanted and session.session_id == _ses(wanted)]
+    if chosen:
+        return chosen[0]
     timed = [session for session in with_t1w if session.onset_to_scan_h is not None]
     if timed:
         return max(timed, key=lambda session: session.onset_to_scan_h or 0.0)
     return with_t1w[0] if with_t1w else None
+
+
+def _ses(label: str) -> str:
+    return f"ses-{label.removeprefix('ses-')}"
 
 
 def plan(sessions: Sequence[Session], config: Config, roots: Roots, work: Path) -> tuple[Task, ...]:
@@ -108,7 +124,7 @@ class _Participant:
     work: Path
 
     def tasks(self) -> list[Task]:
-        reference = reference_session(self.sessions)
+        reference = reference_session(self.sessions, self.config.run.reference_session)
         made: list[Task] = []
         if reference is not None:
             made.append(self._template(reference))
@@ -555,11 +571,15 @@ class _Participant:
     def _undrawn(self, session: Session, reference: Session | None) -> tuple[str, ...]:
         """Return the regions of a session that are to be delineated automatically: wanted, seen, and drawn by nobody.
 
-        The final necrosis is seen on the FLAIR of the anatomy's session alone, oedema on every earlier one.
+        The final necrosis is seen on the FLAIR of the latest session alone (without times, of the last by name), if
+        that is not within a week after onset; oedema on every other one.
         """
         if reference is None:
             return ()
-        last = session is reference and len(self.sessions) > 1
+        hours = session.onset_to_scan_h
+        timed = [s for s in self.sessions if s.onset_to_scan_h is not None]
+        latest = max(timed, key=lambda s: s.onset_to_scan_h or 0.0) if timed else self.sessions[-1]
+        last = session is latest and len(self.sessions) > 1 and (hours is None or hours > _WEEK_H)
         seen = {
             "ionic": _has_sodium(session) and not last,
             "cytotoxic": session.dwi is not None and not last,
@@ -708,6 +728,7 @@ class _Participant:
             onset_to_scan_h=session.onset_to_scan_h,
             omissions=(
                 *_omissions(session, reference, stroke, lesions),
+                *_not_the_one_wanted(reference, self.config.run.reference_session),
                 *_unreached(session, reference, here),
                 *self._unregularised(session, aligned),
             ),
@@ -830,6 +851,13 @@ def _unreached(session: Session, reference: Session | None, aligned: Mapping[str
         for scan in session.masks.get(label, ())
         if (frame := _mask_frame(session, reference, scan)) != "T1w" and frame not in aligned
     )
+
+
+def _not_the_one_wanted(reference: Session | None, wanted: str) -> tuple[tuple[str, str], ...]:
+    if not wanted or reference is None or reference.session_id == _ses(wanted):
+        return ()
+    there = reference.session_id or "the only session"
+    return (("chosen anatomy", f"{_ses(wanted)} has no T1w image of this participant; that of {there} is taken"),)
 
 
 def _omissions(

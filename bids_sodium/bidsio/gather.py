@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_sodium.bidsio.files import read_json, read_table, write_table
-from bids_sodium.bidsio.layout import onset_h, onset_units
+from bids_sodium.bidsio.layout import hours_per, onset_h, onset_units
 from bids_sodium.core.errors import DataError
 from bids_sodium.core.tables import FATE, GROUP_TSC, QC, RATERS, ROI_TSC, TISSUE_TSC, Table
 
@@ -47,15 +47,30 @@ def group_table(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any]
     for folder in (output, bids_dir):
         path = folder / "group_tsc.tsv"
         if path.is_file():
-            table = read_table(path)
+            table, dictionary = _given(path)
             GROUP_TSC.require(table.columns, where=str(path), columns=("participant_id",))
-            sidecar = path.with_suffix(".json")
-            return table, read_json(sidecar) if sidecar.is_file() else {}, []
+            return table, dictionary, []
     raise DataError(
         "no participant-level tables and no group_tsc.tsv",
         where=str(output),
         hint="run the participant level first, or put group_tsc.tsv into the output or the dataset folder",
     )
+
+
+def _given(path: Path, schema: Table | None = None) -> tuple[DataFrame, dict[str, Any]]:
+    """Return a group table that somebody made, times in hours whatever its sidecar states, and that sidecar."""
+    import pandas as pd
+
+    table = read_table(path, schema=schema)
+    sidecar = path.with_suffix(".json")
+    dictionary = read_json(sidecar) if sidecar.is_file() else {}
+    entry = dictionary.get("onset_to_scan_h")
+    units = str(entry.get("Units") or "h") if isinstance(entry, Mapping) else "h"
+    factor = hours_per(units, str(sidecar))
+    # a column that is no number is refused where it is needed
+    if factor != 1.0 and "onset_to_scan_h" in table and pd.api.types.is_numeric_dtype(table["onset_to_scan_h"]):
+        table["onset_to_scan_h"] = table["onset_to_scan_h"] * factor
+    return table, dictionary
 
 
 def gather(output: Path, bids_dir: Path) -> tuple[DataFrame, dict[str, Any], list[tuple[str, str]]]:
@@ -165,11 +180,16 @@ def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str,
         )
     twice = extra[extra.duplicated(keys, keep=False)]
     if not twice.empty:
+        sizes = twice.groupby(keys, sort=False).size()
+        first = " ".join(str(twice.iloc[0][key]) for key in keys)
+        others = f" ({len(sizes)} have several)" if len(sizes) > 1 else ""
         raise DataError(
-            f"{' '.join(str(twice.iloc[0][key]) for key in keys)} has {len(twice)} rows",
+            f"{first} has {int(sizes.iloc[0])} rows{others}",
             where=str(path),
             hint="keep one row for each participant (and session)",
         )
+    if not path.name.endswith("_sessions.tsv"):
+        _require_known(extra, table, path)
     sidecar = path.with_suffix(".json")
     known = read_json(sidecar) if sidecar.is_file() else {}
     if "sex" in extra and isinstance(known.get("sex"), Mapping):
@@ -183,6 +203,19 @@ def _joined(table: DataFrame, path: Path, keys: list[str], dictionary: dict[str,
         new = merged.pop(f"{column}__new")
         merged[column] = merged[column].where(merged[column].notna(), new)
     return merged if fresh or shared else pd.DataFrame(merged)
+
+
+def _require_known(extra: DataFrame, table: DataFrame, path: Path) -> None:
+    """Refuse a table of people of whom nobody has an output: its ids are written in another way."""
+    theirs = list(dict.fromkeys(extra["participant_id"].astype(str)))
+    ours = list(dict.fromkeys(table["participant_id"].astype(str)))
+    if theirs and not set(theirs) & set(ours):
+        raise DataError(
+            f"none of its {len(theirs)} participants (the first is {theirs[0]}) is among the {len(ours)} with outputs "
+            f"(the first is {ours[0]})",
+            where=str(path),
+            hint="write participant_id as the folders are named, sub-01",
+        )
 
 
 def _in_hours(sessions: DataFrame, path: Path) -> DataFrame:
@@ -243,7 +276,7 @@ def beside_group_table(output: Path, bids_dir: Path) -> dict[str, DataFrame]:
         for folder in (output, bids_dir):
             path = folder / f"group_{name}.tsv"
             if path.is_file():
-                found[key] = read_table(path, schema=schema)
+                found[key], _ = _given(path, schema)
                 write_table(output / path.name, found[key], schema)
                 break
     return found

@@ -28,7 +28,7 @@ from bids_sodium.bidsio.segmentations import External, Finder
 from bids_sodium.core.constants import GAMMA_BAR_MHZ_T, PROTON_GAMMA_BAR_MHZ_T
 from bids_sodium.core.errors import ConfigError, DataError
 
-__all__ = ["FILTER_KEYS", "Dataset", "Scan", "Session", "index", "onset_h", "onset_units", "read_rows"]
+__all__ = ["FILTER_KEYS", "Dataset", "Scan", "Session", "hours_per", "index", "onset_h", "onset_units", "read_rows"]
 
 _IMAGES = (".nii.gz", ".nii")
 _HOURS = {
@@ -562,6 +562,36 @@ def _check_sodium(scan: Scan) -> None:
             )
 
 
+def hours_per(units: str, where: str) -> float:
+    """Return how many hours one unit of the time after onset has.
+
+    Parameters
+    ----------
+    units : str
+        As the sidecar states them.
+    where : str
+        The table, for the message.
+
+    Raises
+    ------
+    DataError
+        If the units are unknown.
+
+    Examples
+    --------
+    >>> hours_per("d", "group_tsc.tsv")
+    24.0
+    """
+    factor = _HOURS.get(units.strip().lower())
+    if factor is None:
+        raise DataError(
+            f"onset_to_scan_h has the units {units!r}",
+            where=where,
+            hint=f"use one of {', '.join(_HOURS)} in the sidecar",
+        )
+    return factor
+
+
 def onset_h(columns: Mapping[str, str], where: str, units: str = "h") -> float | None:
     """Return the time from stroke onset to the scan, in hours.
 
@@ -591,14 +621,7 @@ def onset_h(columns: Mapping[str, str], where: str, units: str = "h") -> float |
         value = float(text)
     except ValueError:
         raise DataError(f"onset_to_scan_h is {text!r}", where=where, hint="write a number of hours, or n/a") from None
-    factor = _HOURS.get(units.strip().lower())
-    if factor is None:
-        raise DataError(
-            f"onset_to_scan_h has the units {units!r}",
-            where=where,
-            hint=f"use one of {', '.join(_HOURS)} in the sidecar",
-        )
-    hours = value * factor
+    hours = value * hours_per(units, where)
     if not 0.0 < hours < _MOST_HOURS:
         raise DataError(
             f"onset_to_scan_h is {text} {units}, a scan {hours:g} h after onset",

@@ -562,6 +562,7 @@ class _Run:
         self.running: dict[Future[Any], tuple[Task, str, float]] = {}
         self.spent: dict[str, list[float]] = {}
         self.waiting = dict.fromkeys(tasks)
+        self.planned = {path for task in tasks for path in task.outputs}
 
     def finish(self) -> Report:
         while self.waiting or self.running:
@@ -603,7 +604,9 @@ class _Run:
         if self.stamps.is_done(task, key):
             self._settle(Outcome(task=task, status="skipped"))
             return
-        self.stamps.forget(task)
+        # the group level gathers every table that it finds, also one that nothing makes any more
+        for table in set(self.stamps.forget(task)) - self.planned:
+            table.unlink(missing_ok=True)
         for path in task.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
         del self.waiting[task]

@@ -246,9 +246,20 @@ class Stamps:
         seconds = self._read(self._stamp(task)).get("seconds")
         return float(seconds) if isinstance(seconds, (int, float)) else None
 
-    def forget(self, task: Task) -> None:
-        """Remove the stamp of a task that is about to run, so that a killed run leaves none behind."""
+    def forget(self, task: Task) -> tuple[Path, ...]:
+        """Remove the stamp of a task that is about to run, so that a killed run leaves none behind.
+
+        Returns
+        -------
+        tuple of Path
+            Tables that the task wrote when it was last done and will not write now, with their dictionaries.
+        """
+        names = self._read(self._stamp(task)).get("names", [])
         self._stamp(task).unlink(missing_ok=True)
+        written = {path.name for path in task.outputs}
+        gone = [Path(name) for name in names if str(name).endswith(".tsv") and name not in written]
+        folders = dict.fromkeys(path.parent for path in task.outputs)
+        return tuple(folder / name for folder in folders for tsv in gone for name in (tsv, tsv.with_suffix(".json")))
 
     def mark(self, task: Task, key: str, *, seconds: float) -> None:
         """Record that the task is done.
@@ -262,7 +273,8 @@ class Stamps:
         if missing:
             raise InternalError(f"{task.id} did not write {', '.join(missing)}")
         outputs = [_state(path) for path in task.outputs]
-        self._write(self._stamp(task), {"key": key, "seconds": round(seconds, 3), "outputs": outputs})
+        names = [path.name for path in task.outputs]
+        self._write(self._stamp(task), {"key": key, "seconds": round(seconds, 3), "outputs": outputs, "names": names})
 
     def save(self) -> None:
         """Keep the hashes of inputs for the next run."""

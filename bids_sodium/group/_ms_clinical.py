@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
     from bids_sodium.group._ms_view import MsParams
 
-__all__ = ["clinical", "scores", "with_norms"]
+__all__ = ["clinical", "columns", "scores", "with_norms"]
 
 _FEET = 25.0  # length of the timed walk
 _TYPICAL_Z = 4.0  # the middle of a column of z scores lies nearer to zero than this, even in progressive MS
 _EXTREME_Z = 10.0  # a z score beyond this is worth a second look
 _WALK = ("t25fw", "t25fw_time", "twt_s", "timed_walk_s")
 _EDUCATION = ("education", "education_years", "years_of_education")
+_PLAIN = ("age", "disease_duration", "dmt", "bpf", "gmf", "wmf", "tiv_ml", "t2lv_ml", "t1lv_ml", "t25fw_s")
 _Z = {
     **dict.fromkeys(("9hpt", "9hpt_s", "nhpt", "nhpt_s"), "z9hpt"),
     **dict.fromkeys(("verbal", "verbal_memory"), "z_verbal"),
@@ -34,6 +35,27 @@ _Z = {
     **dict.fromkeys(("fss", "fatigue"), "z_fatigue"),
     **dict.fromkeys(("nart", "nart_iq"), "z_nart"),
 }
+
+
+def columns(p: MsParams, norms: pd.DataFrame | None) -> frozenset[str]:
+    """Return the columns of a person that the study reads as numbers.
+
+    Parameters
+    ----------
+    p : MsParams
+        Names of the scores, candidates and covariates.
+    norms : pandas.DataFrame, optional
+        Norms; their raw scores are read too.
+
+    Examples
+    --------
+    >>> from bids_sodium.group._ms_view import MsParams
+    >>> "fss" in columns(MsParams(), None), "handedness" in columns(MsParams(), None)
+    (True, False)
+    """
+    named = (*p.disability, *p.cognition, p.premorbid, *p.candidates_all, *p.candidates_ms, *p.forced_all, *p.forced_ms)
+    raw = [] if norms is None or "score" not in norms else [str(name) for name in norms["score"]]
+    return frozenset((*named, *p.sensitivity, *p.region_covariates, *_PLAIN, *_WALK, *_EDUCATION, *_Z, *raw))
 
 
 def clinical(people: pd.DataFrame) -> pd.DataFrame:
@@ -152,6 +174,14 @@ def with_norms(people: pd.DataFrame, norms: pd.DataFrame) -> tuple[pd.DataFrame,
         except DataError as error:
             notes.append(f"the norms of {score} were not used: {error.what}")
             continue
+        if np.isfinite(z).any() and abs(float(np.nanmedian(z))) > _TYPICAL_Z:
+            raw = out[score].dropna()
+            notes.append(
+                f"{score} runs from {raw.min():g} to {raw.max():g} in {plural(len(raw), 'participant')}, by its norms "
+                f"{np.nanmedian(z):.2g} SD from their mean on the middle: it is no raw score, or in another unit, and "
+                f"{target} was left out"
+            )
+            continue
         out[target] = z
         if without:
             notes.append(f"{plural(without, 'value')} of {score} fit no stratum of the norms and have no z score")
@@ -222,7 +252,8 @@ def _drop_raw(people: pd.DataFrame, p: MsParams) -> tuple[pd.DataFrame, list[str
         low, high, middle = values.min(), values.max(), values.median()
         if abs(middle) > _TYPICAL_Z:
             notes.append(
-                f"{name} runs from {low:g} to {high:g} with median {middle:g}, which are no z scores; it was left out"
+                f"{name} runs from {low:g} to {high:g} with median {middle:g} in {plural(len(values), 'participant')}, "
+                "which are no z scores; it was left out (write raw scores under another name, and give --norms)"
             )
             people = people.drop(columns=name)
         elif max(-low, high) > _EXTREME_Z:

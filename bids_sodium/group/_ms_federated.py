@@ -23,6 +23,8 @@ from bids_sodium.stats.harmonization import Moments, fit_moments, moments, with_
 from bids_sodium.stats.regression import backward_moments
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bids_sodium.stats.harmonization import PooledModel
     from bids_sodium.stats.regression import Elimination
 
@@ -297,9 +299,43 @@ def _ordered(one: Summary, names: Sequence[str]) -> Moments:
     return one.moments.of([0, *(1 + own.index(name) for name in names)])
 
 
+def _members(one: Summary) -> dict[str, int]:
+    """Return how many of the two groups of a comparison a site shares."""
+    assert one.moments is not None  # noqa: S101
+    first, second = one.subset.split(" - ")
+    # the sum of the dummy stands beside the count of rows
+    count = round(float(one.moments.XtX[0, 1 + (*one.candidates, *one.covariates).index(one.subset)]))
+    return {first: count, second: one.n - count}
+
+
+def _require_meeting(whole: Sequence[Summary]) -> None:
+    """Refuse a comparison of groups that never meet at one site."""
+    tally = {one.site: _members(one) for one in whole}
+    if not any(all(counts.values()) for counts in tally.values()):
+        told = "; ".join(
+            f"{site}: {', '.join(f'{n} {group}' for group, n in counts.items())}" for site, counts in tally.items()
+        )
+        first, second = whole[0].subset.split(" - ")
+        raise EstimationError(f"{first} and {second} never meet at one site ({told}): site and group are confounded")
+
+
+def _counts(shared: Sequence[Summary], p: MsParams) -> pd.DataFrame:
+    """Return how many of each group every site shares, of the comparison with most of them; gaps are withheld."""
+    import pandas as pd
+
+    found: dict[str, dict[str, int]] = {}
+    for one in shared:
+        own = found.setdefault(one.site, {})
+        if one.kind == "comparison" and one.moments is not None and one.subset in one.candidates:
+            for group, n in _members(one).items():
+                own[group] = max(n, own.get(group, 0))
+    order = [g for g in (p.controls, p.cis, "MS", *p.ms_groups) if any(g in own for own in found.values())]
+    return pd.DataFrame([{"site": site, **{g: own.get(g) for g in order}} for site, own in found.items()])
+
+
 def _sites(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _Fits) -> Analysis:
     """Who shared which cell, and what was withheld."""
-    del p, fits
+    del fits
     import pandas as pd
 
     rows = [
@@ -315,7 +351,7 @@ def _sites(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _Fits) 
     ]
     ledger.skip("analyses of rows", _NOT_FROM_SUMS)
     return ledger.close(
-        data={"shared": pd.DataFrame(rows)},
+        data={"counts": _counts(shared, p), "shared": pd.DataFrame(rows)},
         text="Sites shared cross-products and counts, no rows; cells of fewer than "
         f"{LEAST_CELL} people were withheld by the site.",
     )
@@ -334,6 +370,7 @@ def _comparisons(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _
             whole, tested, adjusted, missing = _together(members)
             if tested != (term,):
                 raise EstimationError(f"no site shares {term}")
+            _require_meeting(whole)
             parts = [_ordered(one, (term, *adjusted)) for one in whole]
             for sites_in in (False, True) if len(whole) > 1 else (False,):
                 labels = ["intercept", term, *adjusted]
@@ -453,6 +490,7 @@ def _meta(shared: Sequence[Summary], p: MsParams, ledger: Ledger, fits: _Fits) -
     for (_, term, variable), members in _cells(shared, "comparison").items():
         with ledger.part(f"{variable}, {term}"):
             whole, _, adjusted, missing = _together(members)
+            _require_meeting(whole)
             rows: list[dict[str, Any]] = []
             for one in whole:
                 try:

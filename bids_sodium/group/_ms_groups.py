@@ -17,6 +17,7 @@ from bids_sodium.group._ms_view import (
     planned,
     ranks,
     too_few,
+    without,
 )
 from bids_sodium.group._planning import add_sizes
 from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
@@ -108,7 +109,7 @@ def joint(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, kno
         absent = [c for c in (variable, *covariates) if c not in view.people]
         with ledger.part(f"{section}, {variable}"):
             if absent:
-                raise DataError(f"no column {listing(absent)}")
+                raise DataError(without(absent))
             found = group_means(
                 view.column(variable),
                 view.people["group"].to_numpy(),
@@ -240,7 +241,7 @@ def _lesion_model(
     tissues = (reference, *others)
     absent = [c for c in (*tissues, "wmf") if c not in view.people]
     if absent:
-        raise DataError(f"no column {listing(absent)}")
+        raise DataError(without(absent))
     ms = view.members("MS", p)
     values = np.column_stack([view.column(t)[ms] for t in tissues])
     if int((~np.isnan(values)).all(axis=1).sum()) < p.minimum_group:
@@ -261,7 +262,8 @@ def _lesion_model(
         if small:
             raise EstimationError(small)
         course = np.repeat(view.members(last, p)[ms].astype(float), k)
-        names += [last, "wmf", *(f"{_TISSUE_NAME[t]} x {last}" for t in others)]
+        names += [f"{last} - {p.ms_groups[0]}, in {_TISSUE_NAME[reference]}", "wmf"]
+        names += [f"{_TISSUE_NAME[t]} - {_TISSUE_NAME[reference]}, {last} - {p.ms_groups[0]}" for t in others]
         columns += [course, np.repeat(wmf - np.nanmean(wmf), k), *(d * course for d in dummies.T)]
     else:
         names += ["wmf"]
@@ -309,7 +311,7 @@ def _other_csf(view: View, p: MsParams, shift: float) -> View:
     slopes = {name: f"csf_sensitivity_{name.removeprefix('tsc_')}" for name in _MAIN}
     absent = [slope for slope in slopes.values() if slope not in people]
     if absent:
-        raise DataError(f"no column {listing(absent)}: the participant level did not say how far the partition moves")
+        raise DataError(f"{without(absent)}: the participant level did not say how far the partition moves")
     # the partition is linear in the concentration that it subtracts
     people = people.assign(**{name: people[name] + shift * people[slope] for name, slope in slopes.items()})
     return View(long=view.long, people=people, method="csf", excluded=view.excluded, notes=(), factors=view.factors)
@@ -380,6 +382,7 @@ def planning(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, 
             trial=p.trial,
             confidence=p.confidence,
             note=note,
+            n=r.n_first + r.n_second,
         )
     return ledger.close(
         text=f"A trial would keep a share of the difference between {last} and {first} from coming about; the spread "

@@ -94,6 +94,10 @@ def univariable(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledge
                     method="linear regression on complete cases; Benjamini-Hochberg over all rows",
                     note=f"{plural(found.n_missing, 'incomplete row')} left out" if found.n_missing else "",
                 )
+            if found.n_missing:
+                gaps = members[[plan.outcome, *plan.candidates, *plan.forced]].isna().sum()
+                told = listing(f"{column} {count}" for column, count in gaps.items() if count)
+                ledger.skip(name, f"{found.n_missing} of {len(members)} people are incomplete and left out: {told}")
         if plan.absent:
             ledger.skip(name, f"no values of {listing(plan.absent)}, which therefore do not enter")
     ledger.adjust(start, method="bh")
@@ -330,7 +334,9 @@ def bootstrap(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger,
     )
 
 
+_FRACTIONS = ("bpf", "gmf", "wmf")  # of which a whole unit is all of the head
 _MEASURE = "Clinical measure"
+_PRINTED = {"tsc_cgm": "CGM", "tsc_dgm": "DGM", "tsc_nawm": "NAWM"}  # as the paper prints them
 _SMALL = 0.02  # limits below this are printed with a digit more than the paper's three
 
 
@@ -362,7 +368,7 @@ def table3(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, kn
             )
             d = 3 if max(abs(c.ci_low), abs(c.ci_high)) >= _SMALL else 4
             row = {
-                "TSC": label(name).removeprefix("TSC ").removesuffix(" (mmol/L)"),
+                "TSC": _PRINTED.get(name, label(name).removeprefix("TSC ").removesuffix(" (mmol/L)")),
                 "beta": f"{c.estimate:.{d}f}",
                 "95% CI": f"{c.ci_low:.{d}f} to {c.ci_high:.{d}f}",
                 "P": _p(c.p),
@@ -432,7 +438,12 @@ def ordinal(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, k
                     p=fit.p[i],
                     n=fit.n,
                     method="log odds of a higher EDSS for one unit, Wald interval, likelihood-ratio test",
-                    note=f"odds ratio {fit.odds_ratio[i]:.4g}; {plural(fit.levels.size, 'level')}",
+                    note=(
+                        f"odds ratio of 0.01 more {np.exp(0.01 * fit.estimate[i]):.4g}"
+                        if name in _FRACTIONS
+                        else f"odds ratio {fit.odds_ratio[i]:.4g}"
+                    )
+                    + f"; {plural(fit.levels.size, 'level')}",
                 )
     return ledger.close(
         text="The EDSS is ordered, not measured: proportional-odds models with the terms of the final linear models "

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.errors import ConfigError, DataError, EstimationError
-from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, too_few
+from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label, too_few, without
 from bids_sodium.group.results import Analysis, Ledger, listing, plural, taken
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ def _several(view: View) -> None:
         raise DataError("one site, or no column site: there is nothing to adjust for")
 
 
-def _counts(view: View) -> pd.DataFrame:
+def _counts(view: View, p: MsParams) -> pd.DataFrame:
     """Return how many of each group every site has."""
     import pandas as pd
 
-    counts = pd.crosstab(view.people["site"], view.people["group"]).reset_index()
+    counts = pd.crosstab(view.people["site"], view.people["group"])
+    order = [g for g in (p.controls, p.cis, *p.ms_groups) if g in counts]
+    counts = counts[[*order, *(g for g in counts if g not in order)]].reset_index()
     counts.columns.name = None
     return counts
 
@@ -57,7 +59,7 @@ def _design(
     """
     absent = [c for c in covariates if c not in view.people]
     if absent:
-        raise DataError(f"no column {listing(absent)}")
+        raise DataError(without(absent))
     reason = too_few(view, p, variable, pair)
     if reason:
         raise EstimationError(reason)
@@ -84,7 +86,7 @@ def sites(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, kno
     """Whether sites change the group differences: fixed effects of 2 to 4 sites, a random one of more."""
     del rng, known
     _several(view)
-    data = {"counts": _counts(view)}
+    data = {"counts": _counts(view, p)}
     if len(view.factors):
         data["factors"] = view.factors
     for site, rows in view.people.groupby("site"):
@@ -303,7 +305,7 @@ def _region_row(
         reason = too_few(view, p, name, pair)
         absent = [c for c in p.region_covariates if c not in view.people]
         if reason or absent:
-            raise EstimationError(reason or f"no column {listing(absent)}")
+            raise EstimationError(reason or without(absent))
         covariates = np.column_stack([view.column(c) for c in p.region_covariates]) if p.region_covariates else None
         found = group_difference(
             view.column(name),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_sodium.core.errors import EstimationError
 from bids_sodium.group._ms_view import TSC_COVARIATE, Known, MsParams, View, course_pairs, label
-from bids_sodium.group.results import Analysis, Ledger, check_pools, mean_of, plural, taken
+from bids_sodium.group.results import Analysis, Ledger, check_pools, listing, mean_of, plural, taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,16 @@ def participants(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledg
             term=group,
             estimate=int((view.people["group"] == group).sum()),
             n=len(view.people),
-            note="" if group in order else "takes no part in the comparisons; map it with group_aliases",
+            note="" if group in order else "takes no part in the comparisons",
         )
+        if group not in order:
+            count = int((view.people["group"] == group).sum())
+            known_as = listing((p.controls, p.cis, *p.ms_groups))
+            ledger.skip(
+                f"group {group}",
+                f"{plural(count, 'participant')} of a group that is none of {known_as}, in no comparison: say what "
+                f'it is by ms.group_aliases = [["{group}", "{p.ms_groups[0]}"]]',
+            )
     for note in view.notes:
         ledger.skip("participants", note)
     for reason, count in view.excluded["reason"].value_counts().items():
@@ -110,6 +119,7 @@ _PRINTED = {
 }
 """The paper's order of the scores."""
 
+_FEMALE, _TREATED = "Female, n (%)", "Disease-modifying therapy, n (%)"
 _Signs = dict[str, tuple[str, str]]
 
 
@@ -220,17 +230,17 @@ def table1(view: View, p: MsParams, rng: np.random.Generator, ledger: Ledger, kn
     _mean_rows(view, p, scores, ledger)
     rows = [_header(view, p)]
     if "sexn" in view.people:
-        rows.append(_count_rows(view, p, ledger, name="women", words="Female, n (%)", hit=view.column("sexn")))
+        rows.append(_count_rows(view, p, ledger, name="women", words=_FEMALE, hit=view.column("sexn")))
     else:
         ledger.skip("sex", "no column sex that could be read")
     if "dmt" in view.people:
-        treated = "Disease-modifying therapy, n (%)"
-        rows.append(_count_rows(view, p, ledger, name="treated", words=treated, hit=view.column("dmt")))
+        rows.append(_count_rows(view, p, ledger, name="treated", words=_TREATED, hit=view.column("dmt")))
     signs = _signs(p, 1)
     digits = {"age": 1, "disease_duration": 1, "fatigue": 1, p.premorbid: 1}
     printed, used = _layout(view, p, scores, digits, signs)
-    # the paper's order: age, the counts, then the scores
-    rows = [rows[0], *printed[:1], *rows[1:], *printed[1:]] if "age" in view.people else [*rows, *printed]
+    # the paper's order: age, sex, disease duration, therapy, then the scores
+    place = {label("age"): 0, _FEMALE: 1, label("disease_duration"): 2, _TREATED: 3}
+    rows = [rows[0], *sorted([*printed, *rows[1:]], key=lambda row: place.get(row["variable"], len(place)))]
     for name in p.cognition:
         if name not in view.people:
             continue
@@ -256,7 +266,14 @@ def _impaired_row(
     first, second = pair
     with ledger.part(f"{name}, impaired, {first} against {second}"):
         groups = hit[view.members(first, p)], hit[view.members(second, p)]
+        empty = [name for name, group in zip(pair, groups, strict=True) if np.isnan(group).all()]
+        if empty:
+            raise EstimationError(f"{listing(empty)}: no member with a value")
         counts = [[float(np.nansum(group)), float(np.nansum(1.0 - group))] for group in groups]
+        (hits, well), (others, others_well) = counts
+        sizes = f"{int(hits + well)} {first} and {int(others + others_well)} {second}"
+        if hits + others == 0 or well + others_well == 0:
+            raise EstimationError(f"{'nobody' if hits + others == 0 else 'everybody'} of {sizes} is impaired")
         test = fisher_exact(counts, confidence=p.confidence)
         ledger.add(
             model="Fisher's exact test",

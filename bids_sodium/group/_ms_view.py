@@ -31,6 +31,7 @@ __all__ = [
     "planned",
     "ranks",
     "too_few",
+    "without",
 ]
 
 
@@ -64,6 +65,15 @@ _LABEL = {
     "tsc_t2lesion": "TSC T2 lesions (mmol/L)",
     "tsc_t1iso": "TSC T1-isointense lesions (mmol/L)",
     "tsc_t1hypo": "TSC T1-hypointense lesions (mmol/L)",
+}
+
+
+_HEADS = {
+    "HC": "Healthy controls",
+    "CIS": "Patients with a clinically isolated syndrome",
+    "MS": "Patients with MS",
+    "RRMS": "Patients with relapsing-remitting MS",
+    "SPMS": "Patients with secondary progressive MS",
 }
 
 
@@ -208,6 +218,8 @@ def label(variable: str) -> str:
     >>> label("tsc_cgm")
     'TSC cortical grey matter (mmol/L)'
     """
+    if variable in _HEADS:
+        return _HEADS[variable]
     if variable.startswith("tsc_") and variable not in _LABEL:
         return f"TSC {variable.removeprefix('tsc_')} (mmol/L)"
     return _LABEL.get(variable, variable)
@@ -282,6 +294,11 @@ class Known:
     boots: dict[tuple[str, str], Bca] = field(default_factory=dict)
 
 
+def without(names: Iterable[str]) -> str:
+    """Return that columns are absent, as a reader calls them."""
+    return f"no column {listing('sex that could be read' if name == 'sexn' else name for name in names)}"
+
+
 def course_pairs(p: MsParams) -> list[tuple[str, str]]:
     """Return the pair of MS groups that is compared, last and first; none where there is one group only."""
     return [(p.ms_groups[-1], p.ms_groups[0])] if len(p.ms_groups) > 1 else []
@@ -335,7 +352,7 @@ def compare(view: View, p: MsParams) -> Iterable[Comparison]:
                 "covariates": covariates,
             }
             absent = [c for c in covariates if c not in view.people]
-            reason = too_few(view, p, variable, (first, second)) or (f"no column {listing(absent)}" if absent else "")
+            reason = too_few(view, p, variable, (first, second)) or (without(absent) if absent else "")
             if reason:
                 yield Comparison(**plan, result=None, reason=reason)
                 continue

@@ -57,6 +57,7 @@ def add_sizes(
     trial: TrialParams,
     confidence: float,
     note: str,
+    n: int | None = None,
 ) -> None:
     """Add one row for each effect and power: people in each arm, with the interval that the spread leaves open.
 
@@ -76,6 +77,8 @@ def add_sizes(
         Level of the interval.
     note : str
         Where the spread comes from.
+    n : int, optional
+        People whom it comes from; one more than its degrees of freedom where it is not given.
     """
     from bids_sodium.stats.comparisons import trial_size
 
@@ -99,7 +102,7 @@ def add_sizes(
                     ci_low=size.n_low,
                     ci_high=size.n_high,
                     df=sd_df,
-                    n=int(np.floor(sd_df)) + 1,
+                    n=int(np.floor(sd_df)) + 1 if n is None else n,
                     method=f"two-sided t at {trial.alpha:g}, noncentral; interval from that of the standard deviation",
                     note=f"SD {size.sd:.3g} {note}; recruit {size.n_recruited} for both arms with "
                     f"{100 * trial.dropout:g} % dropping out"

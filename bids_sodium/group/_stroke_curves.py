@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = ["adc", "courses", "sigmoid"]
 
 
 _Array = NDArray[np.float64]
+_NO_INTERVAL = "the likelihood has no inner maximum, so no interval is given"
 
 
 def sigmoid(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
@@ -35,16 +37,8 @@ def sigmoid(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledg
                 kept["curves"] += _sigmoid_rows(rows, contrast, p, ledger)
             with ledger.part(f"{contrast}, comparison of curves"):
                 kept["models"].append(_rival_rows(rows, contrast, p, ledger))
-            with ledger.part(f"{contrast}, random asymptote"):
-                curve, subjects = _random_asymptote_rows(rows, contrast, p, ledger)
-                kept["curves"].append(curve)
-                kept["subjects"].append(subjects)
-            for second in p.second_effects:
-                with ledger.part(f"{contrast}, random asymptote and {second}"):
-                    curve, subjects = _two_random_rows(rows, contrast, second, p, ledger)
-                    kept["curves"].append(curve)
-                    kept["subjects"].append(subjects)
-    return ledger.close(
+            _mixed_curves(rows, contrast, p, ledger, kept)
+    analysis = ledger.close(
         data=joined(kept),
         text="f(t) = alpha t^delta / (e^gamma + t^delta) was fitted by variable projection from several starts; "
         "intervals are asymptotic, profiled, cluster-robust over subjects, and from mixed models in which the "
@@ -52,6 +46,32 @@ def sigmoid(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledg
         "(adaptive Gauss-Hermite quadrature); subjects' curves are empirical-Bayes estimates; rival curves are "
         "compared by AICc.",
     )
+    return _with_quoted(analysis)
+
+
+def _with_quoted(analysis: Analysis) -> Analysis:
+    """Add the rows that a reader should quote: profile intervals, residual errors and whether alpha may be read."""
+    rows = analysis.results
+    chosen = (rows["model"] == "sigmoid, profile") | rows["term"].isin(
+        ["RMSE over n (%)", "RMSE over n - 3 (%)", "asymptote identifiable"]
+    )
+    quoted = rows.loc[chosen, ["outcome", "term", "estimate", "ci_low", "ci_high", "n", "note"]]
+    return replace(analysis, data={**analysis.data, "quoted": quoted}) if len(quoted) else analysis
+
+
+def _mixed_curves(
+    rows: pd.DataFrame, contrast: str, p: StrokeParams, ledger: Ledger, kept: Mapping[str, list[pd.DataFrame]]
+) -> None:
+    """Add the curves that differ between subjects, their bands and every subject's own curve."""
+    with ledger.part(f"{contrast}, random asymptote"):
+        curve, subjects = _random_asymptote_rows(rows, contrast, p, ledger)
+        kept["curves"].append(curve)
+        kept["subjects"].append(subjects)
+    for second in p.second_effects:
+        with ledger.part(f"{contrast}, random asymptote and {second}"):
+            curve, subjects = _two_random_rows(rows, contrast, second, p, ledger)
+            kept["curves"].append(curve)
+            kept["subjects"].append(subjects)
 
 
 def _curve_points(view: Scans, contrast: str, p: StrokeParams) -> pd.DataFrame:
@@ -215,7 +235,7 @@ def _random_asymptote_rows(
 
     who = rows["participant_id"].to_numpy()
     fit = fit_random_asymptote(rows["t_h"], rows["percent"], who, confidence=p.confidence)
-    note = "" if fit.converged else "no asymptote is determined, so no interval is given"
+    note = "" if fit.converged else _NO_INTERVAL
     shared: dict[str, Any] = {
         "model": "sigmoid, random asymptote",
         "subset": p.curve_region,
@@ -235,11 +255,7 @@ def _random_asymptote_rows(
             note="no variance between subjects is seen" if fit.singular else "",
         )
     else:
-        ledger.skip(
-            f"{contrast}, random asymptote: asymptote, t50 and their spread",
-            f"the likelihood of {plural(fit.n, 'value')} of {plural(fit.n_subjects, 'subject')} has no inner maximum; "
-            "the cluster-robust curve serves instead",
-        )
+        _skip_parameters(fit, contrast, shared, ledger)
     ledger.add(**shared, term="SD within subjects (%)", estimate=fit.sigma, method=method)
     aic = 2 * (4 if fit.singular else 5) - 2 * fit.loglik
     ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
@@ -249,7 +265,21 @@ def _random_asymptote_rows(
     curves = _own_curves(
         rows, contrast, model, fit, grid, value=[fit.subject_curve(name, grid) for name in fit.subjects]
     )
-    return _band(contrast, model, fit.value_at(grid)), curves
+    return _random_band(contrast, model, fit, grid), curves
+
+
+def _skip_parameters(fit: RandomCurve, contrast: str, shared: Mapping[str, Any], ledger: Ledger) -> None:
+    ledger.skip(
+        f"{contrast}, {str(shared['model']).removeprefix('sigmoid, ')}: asymptote, t50 and their spread",
+        f"the likelihood of {plural(fit.n, 'value')} of {plural(fit.n_subjects, 'subject')} has no inner maximum; "
+        "the cluster-robust curve serves instead",
+    )
+
+
+def _random_band(contrast: str, model: str, fit: RandomCurve, grid: _Array) -> pd.DataFrame:
+    """Return the curve of the typical subject, without limits where the likelihood does not give any."""
+    band = _band(contrast, model, fit.value_at(grid))
+    return band if fit.converged else band.assign(ci_low=np.nan, ci_high=np.nan)
 
 
 def _add_typical(fit: RandomCurve, shared: dict[str, Any], method: str, note: str, ledger: Ledger) -> None:
@@ -284,7 +314,7 @@ def _add_values(
             **shared,
             term=f"f({hour:g} h) (%)",
             estimate=at.value,
-            **taken(at, "se", "ci_low", "ci_high"),
+            **(taken(at, "se", "ci_low", "ci_high") if fit.converged else {}),
             method=f"{method}, Wald interval",
             note="; ".join(part for part in (note, _beyond(hour, rows)) if part),
         )
@@ -339,13 +369,15 @@ def _two_random_rows(
     note = f"no variance of {name} between subjects is seen: as the random asymptote alone" if fit.singular else ""
     if fit.converged:
         _add_typical(fit, shared, method, note, ledger)
+        ledger.add(**shared, term="SD of the asymptote between subjects (%)", estimate=fit.sd_asymptote, method=method)
+        ledger.add(
+            **shared, term=f"SD of {name} between subjects", estimate=fit.sd_second, statistic=fit.likelihood_ratio,
+            p=fit.p_second, method=f"{method}; likelihood ratio against none, mixture of chi2 with 0 and 1 df",
+            note=note,
+        )  # fmt: skip
     else:
-        note = "the likelihood has no inner maximum, so no interval is given"
-    ledger.add(**shared, term="SD of the asymptote between subjects (%)", estimate=fit.sd_asymptote, method=method)
-    ledger.add(
-        **shared, term=f"SD of {name} between subjects", estimate=fit.sd_second, statistic=fit.likelihood_ratio,
-        p=fit.p_second, method=f"{method}; likelihood ratio against none, mixture of chi2 with 0 and 1 df", note=note,
-    )  # fmt: skip
+        note = _NO_INTERVAL
+        _skip_parameters(fit, contrast, shared, ledger)
     ledger.add(**shared, term="SD within subjects (%)", estimate=fit.sigma, method=method)
     aic = 2 * (5 if fit.singular else 6) - 2 * fit.loglik
     ledger.add(**shared, term="AIC", estimate=aic, method=method, note=f"log-likelihood {fit.loglik:.4f}")
@@ -356,7 +388,7 @@ def _two_random_rows(
         rows, contrast, model, fit, grid, value=[own.value for own in at], ci_low=[own.ci_low for own in at],
         ci_high=[own.ci_high for own in at],
     )  # fmt: skip
-    return _band(contrast, model, fit.value_at(grid)), curves
+    return _random_band(contrast, model, fit, grid), curves
 
 
 def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
@@ -367,7 +399,7 @@ def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) 
     from bids_sodium.stats.comparisons import mixed
 
     rows = _curve_points(view, "adc", p)
-    kept: dict[str, list[pd.DataFrame]] = {"points": [rows], "curves": [], "models": [], "subjects": []}
+    kept: dict[str, list[pd.DataFrame]] = {"points": [rows], "curves": [], "models": [], "subjects": [], "plateaus": []}
     shared: dict[str, Any] = {"subset": p.curve_region, "outcome": outcome("adc")}
     late = rows[rows["t_h"] >= p.plateau_from_h]
     with ledger.part("plateau"):
@@ -389,8 +421,14 @@ def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) 
         )
         within = {"term": "SD within subjects (%)", "estimate": level.sigma, "n": level.n, "method": "REML"}
         ledger.add(**shared, model="plateau", **within)
+        band = level.contrast(np.ones((1, 1)))
+        hours = np.linspace(p.plateau_from_h, max(p.late_h[1], float(late["t_h"].max())), 65)
+        limits = {"ci_low": band.ci_low_kenward_roger[0], "ci_high": band.ci_high_kenward_roger[0]}
+        kept["curves"].append(
+            pd.DataFrame({"contrast": "adc", "model": "plateau", "t_h": hours, "value": band.estimate[0], **limits})
+        )
         blup = level.random_effects[:, 0] + level.estimate[0]
-        kept["subjects"].append(pd.DataFrame({"participant_id": level.groups, "plateau_percent": blup}))
+        kept["plateaus"].append(pd.DataFrame({"participant_id": level.groups, "plateau_percent": blup}))
     with ledger.part("slope on the plateau"):
         X = np.column_stack([np.ones(len(late)), late["t_h"] - late["t_h"].mean()])
         slope = mixed(
@@ -404,6 +442,7 @@ def adc(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) 
         kept["curves"] += _sigmoid_rows(rows, "adc", p, ledger)
     with ledger.part("comparison of curves"):
         kept["models"].append(_rival_rows(rows, "adc", p, ledger))
+    _mixed_curves(rows, "adc", p, ledger, kept)
     return ledger.close(
         data=joined(kept),
         text=f"The plateau is the mean ADC change of scans from {p.plateau_from_h:g} h on, with a random intercept of "

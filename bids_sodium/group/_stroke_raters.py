@@ -34,7 +34,8 @@ def agreement(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Le
             need(rows["participant_id"].nunique(), p.minimum_subjects, f"several raters of {label}")
             _overlap(rows, str(label), p, ledger)
             _volumes(rows, str(label), p, ledger)
-            kept["points"].append(rows.assign(difference_ml=rows["volume_b_ml"] - rows["volume_a_ml"]))
+            gap = rows["volume_b_ml"] - rows["volume_a_ml"]
+            kept["points"].append(rows.assign(volume_difference_ml=gap))
     return ledger.close(
         data=joined(kept),
         text="Raters of one region were compared by Dice overlap, the 95th percentile of the distance between "

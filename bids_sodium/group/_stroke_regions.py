@@ -33,7 +33,7 @@ def exclusions(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: L
             term="participants with a scan",
             estimate=times.loc[times["window"] == window, "participant_id"].nunique(),
             n=people,
-            note=f"more than {low:g} h and up to {high:g} h after onset",
+            note=f"more than {low:g} h " + (f"and up to {high:g} h " if np.isfinite(high) else "") + "after onset",
         )
     ledger.add(model="count", outcome="scans", term="scans", estimate=len(times), n=people)
     rows = len(view.excluded) + len(view.points)
@@ -85,9 +85,10 @@ def regions_time(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger:
             if len(present) < 2:
                 raise EstimationError(f"{plural(len(present), 'region')} with {contrast} values; 2 are needed")
             need(rows["participant_id"].nunique(), p.minimum_subjects, f"{contrast} values")
-            kept["means"].append(_region_model(rows, present, contrast, p, ledger))
-        with ledger.part(f"{contrast}, repeated-measures ANOVA"):
-            _region_anova(rows, present, contrast, p, ledger)
+            with ledger.part(f"{contrast}, mixed model"):
+                kept["means"].append(_region_model(rows, present, contrast, p, ledger))
+            with ledger.part(f"{contrast}, repeated-measures ANOVA"):
+                _region_anova(rows, present, contrast, p, ledger)
     return ledger.close(
         data=joined(kept),
         text="Regions were compared over time by percent ~ region x time + (1 | subject), fitted by REML, with "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bids_sodium.core.errors import DataError
+from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.group._stroke_view import WINDOW, StrokeParams, need
 from bids_sodium.group.results import Analysis, Ledger, plural, taken
 from bids_sodium.group.rows import Scans, numeric
@@ -106,6 +106,8 @@ def prediction(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: L
             shared: dict[str, Any] = {"subset": WINDOW[window], "outcome": "final necrosis (mL)"}
             with ledger.part(f"{roi}, {WINDOW[window]}"):
                 need(len(rows), max(4, p.minimum_subjects), "both volumes")
+                _vary(rows[roi], f"{roi}_ml")
+                _vary(rows["necrosis"], "necrosis_ml")
                 rank = spearman(
                     rows[roi], rows["necrosis"], rng=rng, n_permutations=p.n_resamples, confidence=p.confidence
                 )
@@ -137,7 +139,7 @@ def prediction(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: L
                     method="RMSE of ln necrosis predicted from ln volume; 0.10 is about 10 %",
                 )  # fmt: skip
     return ledger.close(
-        data={"points": wide},
+        data={"points": wide} if len(ledger) else None,
         text="Whether an oedema predicts the final necrotic volume was judged by rank correlation, concordance, limits "
         "of agreement of the ratio, equivalence and leave-one-out error.",
     )
@@ -197,6 +199,11 @@ def _measures(view: Scans) -> tuple[pd.DataFrame, list[str]]:
     return scan, unreadable
 
 
+def _vary(values: pd.Series, measure: str) -> None:
+    if values.nunique() < 2:
+        raise EstimationError(f"all {len(values)} values of {_MEASURE[measure]} equal {values.iloc[0]:g}")
+
+
 def correlations(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger: Ledger) -> Analysis:
     """Rank correlations with one value a subject, over scans with subjects permuted, and within subjects."""
     from bids_sodium.stats.comparisons import rmcorr, spearman
@@ -213,6 +220,8 @@ def correlations(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger:
         rows = subject[[a, b]].dropna()
         with ledger.part(f"{_MEASURE[a]} and {_MEASURE[b]}"):
             need(len(rows), max(4, p.minimum_subjects), "both measures")
+            _vary(rows[a], a)
+            _vary(rows[b], b)
             rank = spearman(rows[a], rows[b], rng=rng, n_permutations=p.n_resamples, confidence=p.confidence)
             ledger.add(
                 model="Spearman, one value a subject",
@@ -229,6 +238,8 @@ def correlations(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger:
         rows = acute[["participant_id", a, b]].dropna()
         with ledger.part(f"{_MEASURE[a]} and {_MEASURE[b]}, over scans"):
             need(rows["participant_id"].nunique(), max(4, p.minimum_subjects), "both measures")
+            _vary(rows[a], a)
+            _vary(rows[b], b)
             rank = spearman(
                 rows[a], rows[b], groups=rows["participant_id"].to_numpy(), rng=rng, n_permutations=p.n_resamples
             )
@@ -241,13 +252,17 @@ def correlations(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger:
                 p=rank.p_permutation,
                 n=rank.n,
                 method=f"p over {rank.method}; Holm",
-                note=f"pooled scans as if independent would give p {rank.p_asymptotic:.4g}, which is too small",
+                note=f"scans taken as independent would give p {rank.p_asymptotic:.4g}; such p values are too small",
             )
     ledger.adjust(start)
     start = len(ledger)
     for a, b in (("adc_drop", "na_rise"), ("na_rise", "ionic_ml"), ("adc_drop", "cytotoxic_ml")):
         rows = acute[["participant_id", a, b]].dropna()
         with ledger.part(f"{_MEASURE[a]} and {_MEASURE[b]}, within subjects"):
+            several = int((rows["participant_id"].value_counts() > 1).sum())
+            need(several, p.minimum_subjects, "both measures in several scans")
+            _vary(rows[a], a)
+            _vary(rows[b], b)
             within = rmcorr(rows[a], rows[b], rows["participant_id"].to_numpy(), confidence=p.confidence)
             ledger.add(
                 model="repeated-measures correlation",
@@ -260,7 +275,7 @@ def correlations(view: Scans, p: StrokeParams, rng: np.random.Generator, ledger:
             )
     ledger.adjust(start)
     return ledger.close(
-        data={"subjects": subject.reset_index(), "scans": scan},
+        data={"subjects": subject.reset_index(), "scans": scan} if len(ledger) else None,
         text="Rank correlations use one value a subject (exact p for up to 9 subjects, permutations above); over "
         "scans, whole subjects were permuted; correlation within subjects is the repeated-measures correlation.",
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from bids_sodium.group._ms_change import change
 from bids_sodium.group._ms_checks import adjustment, imputation, penalised
-from bids_sodium.group._ms_clinical import clinical, scores
+from bids_sodium.group._ms_clinical import clinical, columns, scores
 from bids_sodium.group._ms_federated import Summary, analyse_summaries, summaries
 from bids_sodium.group._ms_groups import comparisons, joint, lesions, methods, planning
 from bids_sodium.group._ms_regressions import bootstrap, ordinal, regressions, table3, univariable
@@ -133,7 +133,7 @@ def summarise(
 
 def _view(table: pd.DataFrame, p: MsParams, norms: pd.DataFrame | None, scanners: pd.DataFrame | None) -> View:
     table, factors, made_equal = travelled(table, p, scanners)
-    read = persons(table, method=p.method, group_aliases=p.group_aliases)
+    read = persons(table, method=p.method, group_aliases=p.group_aliases, used=columns(p, norms))
     people, notes = scores(read.table, p, norms)
     return View(
         long=table,
@@ -148,15 +148,15 @@ def _view(table: pd.DataFrame, p: MsParams, norms: pd.DataFrame | None, scanners
 _Make = Callable[[View, MsParams, np.random.Generator, Ledger, Known], Analysis]
 _ANALYSES: tuple[tuple[str, str, _Make], ...] = (
     ("participants", "Participants", participants),
-    ("table1", "Demographic and clinical characteristics", table1),
-    ("table2", "Volumes and total sodium concentrations", table2),
+    ("table1", "Table 1: demographic and clinical characteristics", table1),
+    ("table2", "Table 2: volumes and total sodium concentrations", table2),
     ("comparisons", "Group comparisons as published", comparisons),
     ("joint", "Group comparisons in one model", joint),
     ("lesions", "Lesions against normal-appearing white matter", lesions),
     ("univariable", "Univariable regressions", univariable),
     ("regressions", "Independent associations with clinical scores", regressions),
     ("bootstrap", "Bootstrap of the final models", bootstrap),
-    ("table3", "Concentrations that go with clinical measures", table3),
+    ("table3", "Table 3: concentrations that go with clinical measures", table3),
     ("adjustment", "Age, sex and disease duration added to the final models", adjustment),
     ("ordinal", "Proportional odds of the EDSS", ordinal),
     ("penalised", "Elastic net beside the elimination", penalised),

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from bids_sodium.stats.comparisons import Mixed
 
 __all__ = [
+    "READING",
     "SELF_TEST",
     "Analysis",
     "Ledger",
     "Study",
     "attempted",
+    "by_reason",
     "check_pools",
     "check_rows",
     "empty_results",
@@ -40,6 +42,9 @@ __all__ = [
     "plural",
     "taken",
 ]
+
+READING = "participants"
+"""Analysis under which stands how the tables were read: notes for every reader, not parts of an analysis."""
 
 SELF_TEST = "stopped by its self-test"
 """How the reason begins where a table contradicts itself, which is a bug."""
@@ -272,6 +277,11 @@ def attempted(name: str, title: str, make: Callable[[], Analysis]) -> Analysis:
     return Analysis(name=name, title=title, results=empty_results(), left_out=reason)
 
 
+def _first(parts: Sequence[str], limit: int = 3) -> str:
+    rest = len(parts) - limit
+    return listing(parts) if rest < 2 else f"{listing(parts[:limit])} and {rest} more"
+
+
 def _number(row: Mapping[Any, Any], key: str) -> float:
     value = row.get(key)
     return math.nan if value is None else float(value)
@@ -460,7 +470,10 @@ class Ledger:
         frame = check_rows(_frame(self._rows, ("null",)), confidence=self.confidence).drop(columns="null")
         frames = {key: value for key, value in (data or {}).items() if len(value)}
         if not len(frame) and not frames:
-            reason = "; ".join(f"{part}: {reason}" if part else reason for part, reason in self._missing)
+            reason = "; ".join(
+                f"{_first(parts[self.name])}: {why}" if any(parts[self.name]) else why
+                for why, parts in by_reason((self.name, part, why) for part, why in self._missing)
+            )
             return Analysis(
                 name=self.name, title=self.title, results=frame, left_out=reason or "no row of the table belongs to it"
             )
@@ -515,6 +528,25 @@ def mean_of(values: NDArray[np.float64], confidence: float) -> dict[str, Any]:
         raise EstimationError(f"{plural(values.size, 'value')} without spread have no standard error")
     fit = ols(np.ones((values.size, 1)), values, names=("mean",), confidence=confidence)
     return {**taken(fit["mean"]), "n": fit.n}
+
+
+def by_reason(left_out: Iterable[tuple[str, str, str]]) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return each reason with the parts it costs, by analysis; the reason that costs most comes first.
+
+    Parameters
+    ----------
+    left_out : iterable of (str, str, str)
+        Analysis, part and reason.
+
+    Examples
+    --------
+    >>> by_reason([("a", "x", "few"), ("a", "y", "none"), ("b", "y", "none")])
+    [('none', {'a': ['y'], 'b': ['y']}), ('few', {'a': ['x']})]
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for analysis, part, reason in left_out:
+        found.setdefault(reason, {}).setdefault(analysis, []).append(part)
+    return sorted(found.items(), key=lambda entry: -sum(len(parts) for parts in entry[1].values()))
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,13 +6,14 @@ out here is kept with its reason.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bids_sodium.core.errors import DataError
-from bids_sodium.group.results import listing
+from bids_sodium.group.results import listing, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,12 +139,13 @@ def female(values: pd.Series) -> pd.Series:
     [1.0, 0.0, nan]
     """
     word = values.astype("object").where(values.notna(), "n/a").map(lambda v: str(v).strip().lower())
-    unknown = sorted(set(word) - _WOMEN - _MEN - {"n/a", "", "o", "other"})
-    if unknown:
+    counts = word[~word.isin([*_WOMEN, *_MEN, "n/a", "", "o", "other"])].value_counts(sort=False).sort_index()
+    if len(counts):
         raise DataError(
-            f"the values {', '.join(unknown)} are not known",
+            f"the values {listing(f'{value} ({count} of {len(word)})' for value, count in counts.items())} are not "
+            "known",
             where="column sex",
-            hint="write F or M in participants.tsv",
+            hint="write F or M in participants.tsv, or what the codes mean as Levels in participants.json",
         )
     code = {**dict.fromkeys(_WOMEN, 1.0), **dict.fromkeys(_MEN, 0.0)}
     return word.map(code).astype(float)
@@ -345,7 +347,13 @@ _ROW_COLUMNS = frozenset(
 _WORDS = frozenset({"participant_id", "group", "sex", "site"})
 
 
-def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str, str], ...] = ()) -> Persons:
+def persons(
+    table: pd.DataFrame,
+    *,
+    method: str,
+    group_aliases: tuple[tuple[str, str], ...] = (),
+    used: Collection[str] | None = None,
+) -> Persons:
     """Return an MS cohort, one row a participant; of several sessions the first enters.
 
     Parameters
@@ -356,6 +364,8 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         Partial-volume method, or ``auto``.
     group_aliases : tuple of (str, str)
         Label in the table and the name it stands for.
+    used : collection of str, optional
+        Columns that are told where they hold no numbers, all by default: a table may hold words of no concern here.
 
     Raises
     ------
@@ -364,7 +374,8 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
     """
     import pandas as pd
 
-    _require(table, ("participant_id", "tissue", "tsc_mmol_l", "group"))
+    _require(table, ("participant_id", "tissue", "tsc_mmol_l"))
+    _require_groups(table)
     rows = table[table["tissue"].notna() & ~table["tissue"].isin(["n/a", ""])].copy()
     if not len(rows):
         raise DataError("no row belongs to a tissue", where="group table", hint="run the participant level first")
@@ -379,12 +390,11 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         rows = rows[own]
     notes: list[str] = []
     if "session_id" in rows:
-        rows["session_id"] = rows["session_id"].fillna("n/a").astype(str)
-        first = rows.groupby("participant_id")["session_id"].transform("min")
-        later = rows.loc[rows["session_id"] != first, "participant_id"].nunique()
+        earliest = _of_first_session(rows)
+        later = rows.loc[~earliest, "participant_id"].nunique()
         if later:
-            notes.append(f"only the first session of {later} participants with several entered")
-        rows = rows[rows["session_id"] == first]
+            notes.append(f"only the first session of {plural(later, 'participant')} with several entered")
+        rows = rows[earliest]
     repeated = rows.duplicated(["participant_id", "tissue"])
     if repeated.any():
         at = rows[repeated].iloc[0]
@@ -406,14 +416,13 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
         try:
             out["sexn"] = female(people["sex"])
         except DataError as error:
-            notes.append(f"sex could not be read: {error.what}")
-    for column in people.columns:
-        if column in _ROW_COLUMNS or column in _WORDS or column in wide:
-            continue
+            notes.append(f"sex could not be read: {error.what} ({error.hint})")
+    for column in people.columns.difference([*_ROW_COLUMNS, *_WORDS, *wide.columns], sort=False):
         try:
             out[column] = numeric(people[column], where=f"column {column}")
         except DataError as error:
-            notes.append(f"{column} could not be read: {error.what}")
+            if used is None or column in used:
+                notes.append(f"{column} could not be read: {error.what}")
     out = out.join(wide)
     atlas = _atlas(table, method)
     if len(atlas.columns):
@@ -422,6 +431,22 @@ def persons(table: pd.DataFrame, *, method: str, group_aliases: tuple[tuple[str,
     left += [(str(who), "no group in participants.tsv") for who in out.index[without]]
     excluded = pd.DataFrame(left, columns=["participant_id", "reason"])
     return Persons(table=out[~without].copy(), method=chosen, excluded=excluded, notes=tuple(notes))
+
+
+def _require_groups(table: pd.DataFrame) -> None:
+    if "group" not in table or not (table["group"].notna() & (table["group"] != "n/a")).any():
+        raise DataError(
+            f"nobody of {table['participant_id'].nunique()} participants has a group",
+            where="group table",
+            hint="name everyone's group in the column group of participants.tsv",
+        )
+
+
+def _of_first_session(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows belong to their participant's first session."""
+    # numbers in the order of the names: groups of text are compared one by one
+    order = rows["session_id"].fillna("n/a").astype(str).astype("category").cat.codes
+    return order == order.groupby(rows["participant_id"]).transform("min")
 
 
 def _atlas(table: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -434,9 +459,8 @@ def _atlas(table: pd.DataFrame, method: str) -> pd.DataFrame:
     rows = of_method(rows, method)
     if not len(rows):
         return pd.DataFrame()
-    session = rows["session_id"].fillna("n/a").astype(str) if "session_id" in rows else "n/a"
-    rows = rows.assign(session=session, value=numeric(rows["ipsi"], where="column ipsi"))
-    rows = rows[rows["session"] == rows.groupby("participant_id")["session"].transform("min")]
+    rows = rows.assign(value=numeric(rows["ipsi"], where="column ipsi"))
+    rows = rows[_of_first_session(rows)] if "session_id" in rows else rows
     if "kept" in rows:
         rows.loc[numeric(rows["kept"], where="column kept") == 0, "value"] = np.nan
     wide = rows.pivot_table(index="participant_id", columns="roi", values="value", aggfunc="first", sort=True)

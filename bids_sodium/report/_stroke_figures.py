@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_sodium.report.figures import COLOURS, _figure, _plain
+from bids_sodium.report.figures import COLOURS, _figure, _log_ticks, _plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = [
+    "COURSE",
+    "HOURS",
+    "OF",
     "calibration_and_roc",
     "courses_with_schemes",
+    "joined_points",
     "patients_curves",
     "patients_images",
     "predicted_volumes",
     "rater_differences",
     "residuals",
+    "shades",
     "sodium_and_adc",
     "volume_dynamics",
 ]
 
-_HOURS = "time after onset (h)"
-_OF = {"ionic": COLOURS["blue"], "cytotoxic": COLOURS["red"], "necrosis": COLOURS["green"]}
-_COURSE = {
+HOURS = "time after onset (h)"
+OF = {"ionic": COLOURS["blue"], "cytotoxic": COLOURS["red"], "necrosis": COLOURS["green"]}
+COURSE = {
     "ionic": (COLOURS["blue"], "-"),
     "ionic&necrosis": (COLOURS["black"], "-"),
     "ionic-necrosis": (COLOURS["sky"], "--"),
@@ -51,7 +56,8 @@ _MODELS = {
 }
 
 
-def _joined_points(axis: Axes, points: DataFrame, y: str) -> None:
+def joined_points(axis: Axes, points: DataFrame, y: str) -> None:
+    """Draw points, those of a patient joined."""
     for _, rows in points.sort_values("t_h").groupby("participant_id"):
         axis.plot(rows["t_h"], rows[y], color="0.78", linewidth=0.8, zorder=1)
     axis.plot(points["t_h"], points[y], "o", color=COLOURS["black"], markersize=3.5, zorder=3)
@@ -72,7 +78,7 @@ def sodium_and_adc(
     panels = [("A  sodium", sodium, COLOURS["blue"])] + ([("B  ADC", adc, COLOURS["red"])] if adc is not None else [])
     figure, axes = _figure(4.6 * len(panels), 3.6, 1, len(panels), squeeze=False)
     for axis, (title, (points, curve, words), colour) in zip(axes[0], panels, strict=True):
-        _joined_points(axis, points, "percent")
+        joined_points(axis, points, "percent")
         inside = curve["t_h"] <= last_h
         axis.fill_between(curve["t_h"], curve["ci_low"], curve["ci_high"], color=colour, alpha=0.15, linewidth=0)
         axis.plot(curve.loc[inside, "t_h"], curve.loc[inside, "value"], color=colour, linewidth=2)
@@ -83,7 +89,7 @@ def sodium_and_adc(
         axis.axhline(0.0, color="0.8", linewidth=0.8)
         axis.set_title(title, fontsize=10, loc="left")
         axis.text(0.99, 0.02, words, transform=axis.transAxes, fontsize=7, ha="right", va="bottom", color="0.3")
-        axis.set_xlabel(_HOURS)
+        axis.set_xlabel(HOURS)
         axis.set_ylabel("change against the other side (%)")
         _plain(axis)
     return figure
@@ -119,13 +125,13 @@ def courses_with_schemes(curves: DataFrame, regions: Mapping[str, Sequence[str]]
     titles = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
     for column, contrast in enumerate(contrasts):
         base = next((name for name in ("cytotoxic", "ionic") if any(name in roi for roi in regions[contrast])), "ionic")
-        _scheme(axes[0][column], base, _OF[base])
+        _scheme(axes[0][column], base, OF[base])
         axis = axes[1][column]
         for roi in regions[contrast]:
             rows = curves[(curves["contrast"] == contrast) & (curves["roi"] == roi)].sort_values("t_h")
             if rows.empty:
                 continue
-            colour, style = _COURSE.get(roi, (COLOURS["black"], "-"))
+            colour, style = COURSE.get(roi, (COLOURS["black"], "-"))
             good = rows["supported"].to_numpy(dtype=bool)
             value = rows["value"].to_numpy(dtype=float)
             axis.fill_between(
@@ -135,7 +141,7 @@ def courses_with_schemes(curves: DataFrame, regions: Mapping[str, Sequence[str]]
             axis.plot(rows["t_h"], np.where(good, value, np.nan), color=colour, linestyle=style, label=roi)
         axis.axhline(0.0, color="0.8", linewidth=0.8)
         axis.set_title(f"{'CDE'[column]}  {titles.get(contrast, contrast)}", fontsize=10, loc="left")
-        axis.set_xlabel(_HOURS)
+        axis.set_xlabel(HOURS)
         axis.set_ylabel("change against the other side (%)")
         axis.legend(frameon=False, fontsize=7)
         _plain(axis)
@@ -160,8 +166,8 @@ def volume_dynamics(volumes: DataFrame) -> Figure:
         rows = volumes[volumes["participant_id"] == person].set_index("window")
         for name in ("cytotoxic", "ionic"):
             values = rows[name].reindex(["early", "late"]).to_numpy(dtype=float)
-            top.plot([i - 0.25, i + 0.05], values, "o-", color=_OF[name], markersize=3.5, linewidth=1.0)
-        top.plot(i + 0.3, order[person], "s", color=_OF["necrosis"], markersize=5)
+            top.plot([i - 0.25, i + 0.05], values, "o-", color=OF[name], markersize=3.5, linewidth=1.0)
+        top.plot(i + 0.3, order[person], "s", color=OF["necrosis"], markersize=5)
     top.set_xticks(range(len(order)), [str(name).removeprefix("sub-") for name in order.index], fontsize=7)
     _positive_log(top, volumes)
     top.set_xlabel("patient: early and late window, then final necrosis")
@@ -171,7 +177,7 @@ def volume_dynamics(volumes: DataFrame) -> Figure:
     for axis, window, letter in zip(axes[1], ("early", "late"), "BC", strict=True):
         rows = volumes[volumes["window"] == window]
         for name in ("cytotoxic", "ionic"):
-            axis.plot(rows[name], rows["necrosis"], "o", color=_OF[name], markersize=4, label=name)
+            axis.plot(rows[name], rows["necrosis"], "o", color=OF[name], markersize=4, label=name)
         both = rows[["ionic", "cytotoxic", "necrosis"]].to_numpy(dtype=float)
         both = both[np.isfinite(both) & (both > 0)]
         if both.size:
@@ -179,12 +185,13 @@ def volume_dynamics(volumes: DataFrame) -> Figure:
             axis.plot(ends, ends, color="0.7", linewidth=0.8)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            _log_ticks(axis.xaxis, axis.yaxis)
         axis.set_title(f"{letter}  {window} window", fontsize=10, loc="left")
         axis.set_xlabel("volume of oedema (mL)")
         axis.set_ylabel("final necrosis (mL)")
         axis.legend(frameon=False, fontsize=8)
         _plain(axis)
-    handles = [top.plot([], [], mark, color=_OF[name], label=name)[0] for name, mark in _MARKS]
+    handles = [top.plot([], [], mark, color=OF[name], label=name)[0] for name, mark in _MARKS]
     top.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="upper right")
     return figure
 
@@ -196,6 +203,7 @@ def _positive_log(axis: Axes, volumes: DataFrame) -> None:
     values = volumes[["ionic", "cytotoxic", "necrosis"]].to_numpy(dtype=float)
     if np.nanmin(values, initial=np.inf) > 0:
         axis.set_yscale("log")
+        _log_ticks(axis.yaxis)
 
 
 def patients_curves(sodium: DataFrame, points: DataFrame, adc: DataFrame | None) -> Figure:
@@ -213,9 +221,9 @@ def patients_curves(sodium: DataFrame, points: DataFrame, adc: DataFrame | None)
     panels = 1 if adc is None else 2
     figure, axes = _figure(4.8 * panels, 4.0, 1, panels, squeeze=False)
     people = sorted(set(points["participant_id"]))
-    shades = _shades(len(people))
+    tones = shades(len(people))
     axis = axes[0][0]
-    for shade, person in zip(shades, people, strict=True):
+    for shade, person in zip(tones, people, strict=True):
         rows = sodium[sodium["participant_id"] == person].sort_values("t_h")
         inside = rows["inside"].to_numpy(dtype=bool)
         value = rows["value"].to_numpy(dtype=float)
@@ -225,19 +233,19 @@ def patients_curves(sodium: DataFrame, points: DataFrame, adc: DataFrame | None)
         axis.plot(own["t_h"], own["percent"], "o", color=shade, markersize=4)
     axis.set_title("A  sodium, one curve a patient", fontsize=10, loc="left")
     if adc is not None:
-        for shade, person in zip(shades, people, strict=True):
+        for shade, person in zip(tones, people, strict=True):
             own = adc[adc["participant_id"] == person].sort_values("t_h")
             axes[0][1].plot(own["t_h"], own["percent"], "o-", color=shade, markersize=4, linewidth=1)
         axes[0][1].set_title("B  ADC, scans of a patient joined", fontsize=10, loc="left")
     for panel in axes[0]:
         panel.axhline(0.0, color="0.8", linewidth=0.8)
-        panel.set_xlabel(_HOURS)
+        panel.set_xlabel(HOURS)
         panel.set_ylabel("change against the other side (%)")
         _plain(panel)
     return figure
 
 
-def _shades(count: int) -> NDArray[np.float64]:
+def shades(count: int) -> NDArray[np.float64]:
     """Return colours of a perceptually uniform scale, the brightest left out."""
     from matplotlib import colormaps
 
@@ -319,8 +327,8 @@ def rater_differences(points: DataFrame) -> Figure:
     for axis, label in zip(axes[0], labels, strict=True):
         rows = points[points["label"] == label]
         middle = 0.5 * (rows["volume_a_ml"] + rows["volume_b_ml"])
-        gap = rows["difference_ml"].to_numpy(dtype=float)
-        axis.plot(middle, gap, "o", color=_OF.get(str(label), COLOURS["black"]), markersize=4)
+        gap = rows["volume_difference_ml"].to_numpy(dtype=float)
+        axis.plot(middle, gap, "o", color=OF.get(str(label), COLOURS["black"]), markersize=4)
         bias, sd = float(np.mean(gap)), float(np.std(gap, ddof=1)) if gap.size > 1 else 0.0
         for level, style in ((bias, "-"), (bias - 1.96 * sd, "--"), (bias + 1.96 * sd, "--")):
             axis.axhline(level, color="0.5", linewidth=0.8, linestyle=style)

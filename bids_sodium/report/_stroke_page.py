@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stroke_section"]
 
-_LIMITS = {"TSC": (0.0, 120.0), "ADC": (0.0, 2.0e-3)}
+_LIMITS = {"TSC": (0.0, 120.0), "ADC": (0.0, 2.0e-3), "T1w": (0.0, 1.0)}
 _SECTION_MM = 2.0
 _MOST_PATIENTS = 40
 
@@ -85,6 +86,7 @@ def _images(output: Path) -> Figure | None:
         for window in ("early", "late")
         for contrast in ("TSC", "ADC")
     ]
+    columns.append(("T1w, follow-up", "gray", _LIMITS["T1w"]))
     return draw.patients_images(rows, columns)
 
 
@@ -96,6 +98,7 @@ def _patient_cells(folder: Path, sessions: Mapping[str, str]) -> list[Any]:
     }
     files: list[Path | None] = []
     masks: list[Path | None] = []
+    necrosis = sorted(folder.glob("**/anat/*_label-necrosis_desc-consensus_mask.nii.gz"))
     for window in ("early", "late"):
         session = sessions.get(window)
         for contrast, label in (("TSC", "ionic"), ("ADC", "cytotoxic")):
@@ -111,8 +114,13 @@ def _patient_cells(folder: Path, sessions: Mapping[str, str]) -> list[Any]:
                 ),
             ):
                 found.append(path if path.is_file() else None)
+    anatomy = next(iter(necrosis[-1].parent.glob("*_desc-preproc_T1w.nii.gz")), None) if necrosis else None
+    files.append(anatomy)
+    masks.append(necrosis[-1] if necrosis else None)
     drawn = {path: read_volume(path) for path in masks if path is not None}
     images = {path: read_volume(path) for path in files if path is not None}
+    if anatomy is not None:
+        images[anatomy] = _to_one(images[anatomy])
     if not images:
         return [None] * len(files)
     centre = _centre(list(drawn.values()))
@@ -120,6 +128,12 @@ def _patient_cells(folder: Path, sessions: Mapping[str, str]) -> list[Any]:
         None if image is None else _cell(images[image], drawn.get(mask) if mask is not None else None, centre)
         for image, mask in zip(files, masks, strict=True)
     ]
+
+
+def _to_one(image: Volume) -> Volume:
+    """Return an image without units on a scale from 0 to 1, its brightest voxels above."""
+    data = np.asarray(image.data, dtype=np.float32)
+    return replace(image, data=data / max(float(np.quantile(data, 0.995)), 1e-12))
 
 
 def _centre(masks: list[Volume]) -> float | None:
@@ -247,8 +261,8 @@ _PAPER: tuple[tuple[str, str, Callable[[Path], Figure | None]], ...] = (
         "figure1",
         (
             "Figure 1. Sodium concentration (mmol/L, 0 to 120) and ADC (0 to 0.002 mm2/s) of every patient in "
-            "both windows, the section with most lesion, outlines of ionic (on sodium) and cytotoxic oedema (on "
-            "ADC); largest final necrosis first."
+            "both windows and T1w image of the follow-up, the section with most lesion, outlines of ionic (on sodium) "
+            "and cytotoxic oedema (on ADC) and of the final necrosis (on T1w); largest necrosis first."
         ),
         _images,
     ),

@@ -17,6 +17,7 @@ from bids_sodium.core.data import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -63,6 +64,17 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwar
 def _plain(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _log_ticks(*sides: Axis) -> None:
+    """Label logarithmic axes with plain numbers, at 1, 2 and 5 where they span no more than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for side in sides:
+        low, high = side.get_view_interval()
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high <= 100.0 * low else (1.0,)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        side.set_minor_formatter(NullFormatter())
 
 
 def _axial(volume: Volume) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
@@ -335,6 +347,7 @@ def paired_volumes(table: DataFrame, *, columns: Sequence[str], panel: str, ylab
         axis.set_title(str(name), fontsize=9)
         if np.nanmin(values, initial=np.inf) > 0:
             axis.set_yscale("log")
+            _log_ticks(axis.yaxis)
         _plain(axis)
     axes[0][0].set_ylabel(ylabel)
     return figure
@@ -348,7 +361,9 @@ def group_boxes(table: DataFrame, *, value: str, group: str, panel: str, ylabel:
     figure, axes = _figure(2.5 * width, 2.7 * rows, rows, width, squeeze=False)
     rng = np.random.default_rng(0)
     for axis, name in zip(axes.flat, panels, strict=False):
-        for i, level in enumerate(groups):
+        here = set(table.loc[table[panel] == name, group])
+        shown = [level for level in groups if level in here]
+        for i, level in enumerate(shown):
             values = table[(table[panel] == name) & (table[group] == level)][value].dropna().to_numpy(dtype=float)
             if values.size == 0:
                 continue
@@ -356,14 +371,14 @@ def group_boxes(table: DataFrame, *, value: str, group: str, panel: str, ylabel:
                 i + rng.uniform(-0.14, 0.14, values.size),
                 values,
                 ".",
-                color=_CYCLE[i % len(_CYCLE)],
+                color=_CYCLE[groups.index(level) % len(_CYCLE)],
                 alpha=0.6,
                 markersize=4,
             )
             low, middle, high = np.percentile(values, [25, 50, 75])
             axis.plot([i - 0.28, i + 0.28], [middle, middle], color=COLOURS["black"], linewidth=1.8)
             axis.plot([i, i], [low, high], color=COLOURS["black"], linewidth=1)
-        axis.set_xticks(np.arange(len(groups)), groups, fontsize=7)
+        axis.set_xticks(np.arange(len(shown)), shown, fontsize=7)
         axis.set_title(str(name), fontsize=9)
         _plain(axis)
     for axis in axes.flat[len(panels) :]:
@@ -374,19 +389,30 @@ def group_boxes(table: DataFrame, *, value: str, group: str, panel: str, ylabel:
 
 
 def forest(
-    rows: DataFrame, *, label: str, xlabel: str, reference: float = 0.0, combined: str = "", predicted: str = ""
+    rows: DataFrame,
+    *,
+    label: str,
+    xlabel: str,
+    reference: float | None = 0.0,
+    combined: str = "",
+    predicted: str = "",
 ) -> Figure:
     """Show estimates with their intervals, one line a row of results.
 
-    ``combined`` names the line of a meta-analysis, ``predicted`` that of its prediction interval.
+    ``reference`` is the value of no effect, ``None`` where there is none; ``combined`` names the line of a
+    meta-analysis, ``predicted`` that of its prediction interval.
     """
     figure, axis = _figure(6.4, 0.6 + 0.26 * max(1, len(rows)))
     y = np.arange(len(rows))[::-1]
     estimate = rows["estimate"].to_numpy(dtype=float)
     low, high = rows["ci_low"].to_numpy(dtype=float), rows["ci_high"].to_numpy(dtype=float)
     finite = estimate[np.isfinite(estimate)]
-    reach = 4 * float(np.max(np.abs(finite - reference))) + 1e-12 if finite.size else 1.0
-    low, high = np.clip(low, -reach, reach), np.clip(high, -reach, reach)
+    if reference is not None:  # an interval without end stops where the picture does
+        reach = 4 * float(np.max(np.abs(finite - reference))) + 1e-12 if finite.size else 1.0
+        low, high = (
+            np.clip(low, reference - reach, reference + reach),
+            np.clip(high, reference - reach, reference + reach),
+        )
     names = rows[label].astype(str).to_numpy()
     for kind, colour, marker, style in (
         ((names != combined) & (names != predicted), "blue", "o", "-"),
@@ -395,8 +421,10 @@ def forest(
     ):
         axis.hlines(y[kind], low[kind], high[kind], color=COLOURS[colour], linestyles=style)
         axis.plot(estimate[kind], y[kind], linestyle="", marker=marker, color=COLOURS[colour], markersize=4)
-    axis.axvline(reference, color="0.6", linewidth=0.8)
+    if reference is not None:
+        axis.axvline(reference, color="0.6", linewidth=0.8)
     axis.set_yticks(y, names, fontsize=7)
+    axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.set_xlabel(xlabel)
     _plain(axis)
     return figure

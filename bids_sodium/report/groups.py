@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bids_sodium.bidsio.files import read_json, read_table, write_text
 from bids_sodium.core.errors import DataError
-from bids_sodium.group.ms import label
+from bids_sodium.group.results import READING, by_reason, listing, plural
 from bids_sodium.report import figures, html
+from bids_sodium.report._group_tables import TABLES, in_words, readable
 from bids_sodium.report._stroke_page import stroke_section
+from bids_sodium.report._stroke_sections import FIGURES as _STROKE_FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,37 +24,26 @@ GROUP_INDEX = "group_analyses.json"
 """File of the output that lists the analyses in the order of the report."""
 
 _Data: TypeAlias = Mapping[str, "DataFrame"]
-_HOURS = "time after onset (h)"
+_KINDS = ("svg", "png")
+_FOLD = 25
 _SHOWN = (
     "model",
     "subset",
     "outcome",
     "term",
     "estimate",
+    "se",
     "ci_low",
     "ci_high",
     "p",
     "p_adjusted",
     "n",
+    "df",
     "r2",
     "method",
     "note",
 )
 _STUDIES = {"stroke": "Stroke study", "ms": "Multiple sclerosis study"}
-_CONTRASTS = {"na": "sodium signal", "tsc": "TSC", "adc": "ADC"}
-_TABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "table1": (("layout", ""),),
-    "table2": (("layout", ""),),
-    "table3": (("layout", ""),),
-    "regressions": (
-        ("models", "Final models and what may be wrong with them"),
-        ("selection", "How often resamples agree"),
-    ),
-    "penalised": (("models", "Cross-validated beside in-sample R2"),),
-    "imputation": (("missing", "Missing values"),),
-    "sites": (("counts", "Site by diagnosis"), ("factors", "Factors that made the sites equal")),
-}
-"""Tables of an analysis that are shown beside its results, and their headings."""
 
 
 def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
@@ -80,13 +71,17 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
     if not (output / GROUP_INDEX).is_file():
         raise DataError("no group results", where=str(output / GROUP_INDEX), hint="run the group level first")
     content = read_json(output / GROUP_INDEX)
+    for kind in _KINDS:  # those of an earlier run that this one may not draw again
+        for path in (output / "group_figures").glob(f"*.{kind}"):
+            path.unlink()
     sections = []
     summary = [_people(output), _left_out(content["LeftOut"])]
     sections.append(html.section("summary", "Summary", *summary))
     if content["Study"] == "stroke":
         sections.append(stroke_section(output))
+    drawn = _STROKE_FIGURES if content["Study"] == "stroke" else _FIGURES
     for analysis in content["Analyses"]:
-        sections.append(_analysis(output, analysis))  # noqa: PERF401 - the order of figures on disk is that of the page
+        sections.append(_analysis(output, analysis, drawn))  # noqa: PERF401 - the order of figures on disk is that of the page
     if methods:
         sections.append(html.section("methods", "Methods", f"<pre>{html.escape(methods)}</pre>"))
     if settings:
@@ -98,22 +93,32 @@ def group_page(output: Path, *, methods: str = "", settings: str = "") -> Path:
 
 
 def _left_out(entries: Sequence[Mapping[str, str]]) -> str:
-    """Return what was left out, one line an analysis that is missing and one count an analysis that lacks parts."""
-    whole = [f"{entry['Analysis']}: {_first(entry['Reason'])}" for entry in entries if not entry["Part"]]
-    parts = [entry for entry in entries if entry["Part"]]
-    boxes = [html.box("Analyses left out, and why", whole)] if whole else []
+    """Return what was left out, one line an analysis that is missing, and what other analyses lack by its reason."""
+    notes = [
+        entry["Reason"] if entry["Part"] == READING else f"{entry['Part']}: {entry['Reason']}"
+        for entry in entries
+        if entry["Analysis"] == READING and entry["Part"]
+    ]
+    whole = [f"{entry['Analysis']}: {in_words(_first(entry['Reason']))}" for entry in entries if not entry["Part"]]
+    parts = [entry for entry in entries if entry["Part"] and entry["Analysis"] != READING]
+    boxes = [html.box("How the tables were read", notes)] if notes else []
+    boxes += [html.box("Analyses left out, and why", whole)] if whole else []
     if parts:
+        found = by_reason((entry["Analysis"], entry["Part"], entry["Reason"]) for entry in parts)
         rows = "".join(
-            f"<li>{html.escape(entry['Analysis'])}, {html.escape(entry['Part'])}: {html.escape(entry['Reason'])}</li>"
-            for entry in parts
+            f"<li>{html.escape(in_words(reason))}<br><small>"
+            + "; ".join(html.escape(in_words(f"{name}: {listing(own)}")) for name, own in where.items())
+            + "</small></li>"
+            for reason, where in found
         )
         boxes.append(
-            f"<details><summary>{len(parts)} parts of analyses were left out</summary><ul>{rows}</ul></details>"
+            f"<details><summary>{plural(len(parts), 'part')} of other analyses left out, for "
+            f"{plural(len(found), 'reason')}</summary><ul>{rows}</ul></details>"
         )
     return "".join(boxes)
 
 
-def _first(reason: str, limit: int = 3) -> str:
+def _first(reason: str, limit: int = 6) -> str:
     """Return the first of several reasons, and how many more there are."""
     reasons = reason.split("; ")
     rest = len(reasons) - limit
@@ -132,122 +137,39 @@ def _people(output: Path) -> str:
     return words
 
 
-def _analysis(output: Path, analysis: Mapping[str, Any]) -> tuple[str, str, str]:
+def _analysis(
+    output: Path, analysis: Mapping[str, Any], drawn: Mapping[str, tuple[tuple[str, str, _Draw], ...]]
+) -> tuple[str, str, str]:
     name = analysis["Name"]
     if analysis["LeftOut"]:
-        return html.section(name, analysis["Title"], html.box("Left out", [_first(analysis["LeftOut"])]))
+        return html.section(name, analysis["Title"], html.box("Left out", [in_words(_first(analysis["LeftOut"]))]))
     results = read_table(output / f"group_{name}.tsv")
     data = {key: read_table(output / f"group_{name}_{key}.tsv", text=key == "layout") for key in analysis["Data"]}
-    parts = [f"<p>{html.escape(analysis['Text'])}</p>" if analysis["Text"] else ""]
-    for key, caption, draw in _FIGURES.get(name, ()):
+    parts = [f"<p>{html.escape(in_words(analysis['Text']))}</p>" if analysis["Text"] else ""]
+    for key, caption, draw in drawn.get(name, ()):
         figure = draw(data, results)
         if figure is None:
             continue
         folder = output / "group_figures"
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in ("svg", "png"):
+        for kind in _KINDS:
             figures.save(figure, folder / f"{name}_{key}.{kind}")
         parts.append(html.figure(f"group_figures/{name}_{key}.svg", caption))
-    for key, heading in _TABLES.get(name, ()):
+    for key, heading, columns in TABLES.get(name, ()):
         if key in data:
-            shown_table = html.table(data[key].fillna(""))
-            parts.append(
-                f"<details><summary>{html.escape(heading)}</summary>{shown_table}</details>"
-                if len(data[key]) > 25
-                else (f"<p>{html.escape(heading)}</p>" if heading else "") + shown_table
-            )
+            chosen = [column for column in columns if column in data[key]]
+            parts.append(readable(_filled(data[key][chosen] if chosen else data[key]), heading=heading))
     shown = [column for column in _SHOWN if column in results and results[column].notna().any()]
-    listed = results[shown].fillna({column: "" for column in ("method", "note", "subset", "term") if column in shown})
-    table = html.table(listed)
-    parts.append(
-        table
-        if len(results) <= 25  # a longer table would hide what follows it
-        else f"<details><summary>All {len(results)} results (group_{html.escape(name)}.tsv)</summary>{table}</details>"
-    )
+    printed = "layout" in data  # the rows behind a printed table
+    heading = f"All {len(results)} results (group_{name}.tsv)" if printed or len(results) > _FOLD else ""
+    parts.append(readable(_filled(results[shown]), heading=heading, folded=printed))
     return html.section(name, analysis["Title"], *parts)
 
 
-def _curve(contrast: str, model: str) -> Callable[[_Data, DataFrame], Figure | None]:
-    def draw(data: _Data, results: DataFrame) -> Figure | None:
-        del results
-        if "points" not in data or "curves" not in data:
-            return None
-        points = data["points"][data["points"]["contrast"] == contrast]
-        curves = data["curves"]
-        curve = curves[(curves["contrast"] == contrast) & (curves["model"] == model)]
-        if points.empty:
-            return None
-        return figures.curve_with_points(
-            points,
-            curve.rename(columns={"value": "estimate"}),
-            x="t_h",
-            y="percent",
-            xlabel=_HOURS,
-            ylabel=f"{_CONTRASTS[contrast]} change (%)",
-        )
-
-    return draw
-
-
-def _plateau(data: _Data, results: DataFrame) -> Figure | None:
-    if "curves" not in data:
-        return None
-    models = data["curves"]["model"].unique()
-    return _curve("adc", str(models[0]))(data, results) if len(models) else None
-
-
-def _courses(data: _Data, results: DataFrame) -> Figure | None:
-    del results
-    curves = data.get("curves")
-    if curves is None or curves.empty:
-        return None
-    value = "estimate" if "estimate" in curves else "value"
-    named = curves.rename(columns={value: "estimate"}).replace({"contrast": _CONTRASTS})
-    return figures.time_courses(
-        named, x="t_h", by="roi", panel="contrast", xlabel=_HOURS, ylabel="change against the contralateral side (%)"
-    )
-
-
-def _means(data: _Data, results: DataFrame) -> Figure | None:
-    del results
-    means = data.get("means")
-    if means is None or means.empty:
-        return None
-    labelled = means.assign(label=[f"{r.contrast}: {r.roi}, {r.t_h:g} h" for r in means.itertuples()])
-    return figures.forest(labelled, label="label", xlabel="estimated change (%), 95 % interval")
-
-
-def _volumes(data: _Data, results: DataFrame) -> Figure | None:
-    del results
-    points = data.get("points")
-    if points is None or points.empty:
-        return None
-    return figures.paired_volumes(points, columns=("ionic", "cytotoxic", "necrosis"), panel="window")
-
-
-def _ratios(data: _Data, results: DataFrame) -> Figure | None:
-    del data
-    rows = results[results["model"] == "ratio"]
-    if rows.empty:
-        return None
-    return figures.forest(
-        rows.assign(label=rows["subset"] + ": " + rows["term"]),
-        label="label",
-        xlabel="ratio of volumes, 95 % interval",
-        reference=1.0,
-    )
-
-
-def _forest(xlabel: str, *columns: str, limit: int = 40) -> Callable[[_Data, DataFrame], Figure | None]:
-    def draw(data: _Data, results: DataFrame) -> Figure | None:
-        del data
-        rows = results[results["ci_low"].notna() & results["ci_high"].notna()].head(limit)
-        if rows.empty:
-            return None
-        label = rows[list(columns)].fillna("").astype(str).agg(", ".join, axis=1)
-        return figures.forest(rows.assign(label=label), label="label", xlabel=xlabel)
-
-    return draw
+def _filled(frame: DataFrame) -> DataFrame:
+    """Return a table whose gaps among words are empty; those among numbers stay gaps."""
+    words = frame.select_dtypes(exclude="number").columns
+    return frame.fillna(dict.fromkeys(words, ""))
 
 
 def _by_site(outcome: str) -> Callable[[_Data, DataFrame], Figure | None]:
@@ -284,34 +206,71 @@ def _tissue_by_group(data: _Data, results: DataFrame) -> Figure | None:
     return figures.group_boxes(long, value="tsc", group="group", panel="tissue", ylabel="TSC (mmol/L)")
 
 
-def _partial(data: _Data, results: DataFrame) -> Figure | None:
-    del results
-    partial, models = data.get("partial"), data.get("models")
-    if partial is None or models is None or partial.empty:
-        return None
-    kept = models[models["subset"] == models["subset"].iloc[0]]
-    pairs = [
-        (row.outcome, term.strip())
-        for row in kept.itertuples()
-        for term in str(row.retained).split(",")
-        if term.strip().startswith("tsc_")
-    ]
-    panels = []
-    for outcome, term in pairs[:8]:
-        rows = partial[
-            (partial["subset"] == kept["subset"].iloc[0]) & (partial["outcome"] == outcome) & (partial["term"] == term)
+def _partial(subset: str) -> Callable[[_Data, DataFrame], Figure | None]:
+    def draw(data: _Data, results: DataFrame) -> Figure | None:
+        del results
+        partial = data.get("partial")
+        if partial is None or partial.empty:
+            return None
+        panels = [
+            (f"{in_words(str(outcome))} on {in_words(str(term))}", rows)
+            for (outcome, term), rows in partial[partial["subset"] == subset].groupby(["outcome", "term"], sort=False)
         ]
-        panels.append((f"{label(str(outcome))} on {_TISSUES.get(term, term)}", rows))
-    return (
-        figures.scatter_panels(panels, x="x", y="y", xlabel="TSC | covariates (mmol/L)", ylabel="outcome | covariates")
-        if panels
-        else None
-    )
+        return (
+            figures.scatter_panels(
+                panels[:24], x="x", y="y", xlabel="term | others (mmol/L or mL)", ylabel="outcome | others"
+            )
+            if panels
+            else None
+        )
+
+    return draw
 
 
-def _areas(data: _Data, results: DataFrame) -> Figure | None:
-    rows = results[results["term"] == "AUC"]
-    return _forest("area under the curve, 95 % interval", "subset", "model")(data, rows)
+def _tsc_differences(data: _Data, results: DataFrame) -> Figure | None:
+    del data
+    within = results["model"].astype(str).str.endswith("+ site").map({True: ", within sites", False: ""})
+    return _of_tsc(results.assign(term=results["term"] + within), "term", "difference (mmol/L), 95 % interval")
+
+
+def _adjusted_means(data: _Data, results: DataFrame) -> Figure | None:
+    del data
+    means = results[results["term"].astype(str).str.startswith("adjusted mean ")]
+    named = means.assign(term=means["term"].str.removeprefix("adjusted mean "))
+    return _of_tsc(named, "term", "adjusted mean (mmol/L), 95 % interval", reference=None)
+
+
+def _by_method(data: _Data, results: DataFrame) -> Figure | None:
+    del data
+    first = results[results["term"] == results["term"].iloc[0]] if len(results) else results
+    named = first.assign(method=first["model"].str.split(", method ").str[-1])
+    named = named.sort_values("outcome", kind="stable")  # the methods of one tissue stand together
+    return _of_tsc(named, "method", f"{first['term'].iloc[0]} (mmol/L), 95 % interval" if len(first) else "")
+
+
+def _of_tsc(rows: DataFrame, name: str, xlabel: str, *, reference: float | None = 0.0) -> Figure | None:
+    """Show rows of concentrations, one line each: tissue and ``name``."""
+    rows = rows[rows["outcome"].astype(str).str.startswith("TSC ") & rows["ci_low"].notna()]
+    if rows.empty:
+        return None
+    tissue = rows["outcome"].str.removeprefix("TSC ").str.removesuffix(" (mmol/L)")
+    return figures.forest(rows.assign(label=tissue + ": " + rows[name]), label="label", xlabel=xlabel,
+                          reference=reference)  # fmt: skip
+
+
+def _limits(data: _Data, results: DataFrame) -> Figure | None:
+    """Show both intervals of every retained term in units of its least-squares error."""
+    del data
+    keys = ["subset", "outcome", "term"]
+    rows = results[results["ci_low"].notna()].copy()
+    if rows.empty:
+        return None
+    scale = rows[rows["model"] == "OLS"].set_index(keys)["se"]
+    se = [scale.get(tuple(key), float("nan")) for key in rows[keys].itertuples(index=False)]
+    for column in ("estimate", "ci_low", "ci_high"):
+        rows[column] = rows[column] / se
+    rows["label"] = [in_words(f"{r.subset}, {r.outcome}: {r.term}, {r.model}") for r in rows.itertuples()]
+    return figures.forest(rows.head(60), label="label", xlabel="coefficient (standard errors)")
 
 
 def _visits(data: _Data, results: DataFrame) -> Figure | None:
@@ -334,10 +293,9 @@ def _lesions(data: _Data, results: DataFrame) -> Figure | None:
 
 
 def _regions(data: _Data, results: DataFrame) -> Figure | None:
+    del data
     if results.empty:
         return None
-    if "points" in data:  # those of a stroke cohort
-        return _forest("change (%), 95 % interval", "subset", "outcome", "term")(data, results)
     rows = results[(results["term"] == results["term"].iloc[0]) & (results["model"] == results["model"].iloc[0])]
     rows = rows.reindex(rows["p"].sort_values(kind="stable").index).head(40)
     return figures.forest(
@@ -371,36 +329,16 @@ _TISSUES = {
     "tsc_t1hypo": "T1-hypointense",
 }
 _Draw: TypeAlias = Callable[[_Data, "DataFrame"], "Figure | None"]
-_SODIUM_CURVE = (
-    "Change of the sodium signal in the cytotoxic region, scans of one participant joined, with the fitted sigmoid and "
-    "its 95 % band (cluster-robust over participants)."
-)
-_VOLUMES = "Volumes of ionic and cytotoxic oedema in each window and of the final necrosis; bars are medians."
 _FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
-    "sigmoid": (
-        ("na", _SODIUM_CURVE, _curve("na", "sigmoid, cluster-robust")),
-        ("tsc", "The same for total sodium concentration.", _curve("tsc", "sigmoid, cluster-robust")),
-    ),
-    "adc": (("adc", "Change of the diffusion coefficient in the cytotoxic region with its 95 % band.", _plateau),),
-    "courses": (("courses", "Local-linear time courses with 95 % bands from resampled participants.", _courses),),
-    "regions_time": (("means", "Estimated marginal means of the mixed model.", _means),),
-    "volumes": (
-        ("volumes", _VOLUMES, _volumes),
-        ("ratios", "Ratios of volumes with 95 % intervals.", _ratios),
-    ),
-    "correlations": (
-        ("rho", "Rank correlations, 95 % intervals.", _forest("Spearman's rho", "subset", "outcome", "term")),
-    ),
-    "prognosis": (("auc", "Areas under the curve of left-out patients, 95 % intervals.", _areas),),
     "participants": (
         ("tsc", "Total sodium concentration by group; bars are medians, lines quartiles.", _tissue_by_group),
     ),
     "meta": tuple(
-        (key, f"{words} by site, combined, and where a new site is expected.", _by_site(words))
+        (key, f"{words.capitalize()} by site, combined, and where a new site is expected.", _by_site(words))
         for key, words in (
             ("cgm", "cortical grey matter"),
             ("dgm", "deep grey matter"),
-            ("nawm", "white matter (mmol/L"),
+            ("nawm", "normal-appearing white matter"),
         )
     ),
     "change": (
@@ -422,6 +360,11 @@ _FIGURES: Mapping[str, tuple[tuple[str, str, _Draw], ...]] = {
         ),
     ),
     "regressions": (
-        ("partial", "Partial regressions of the retained sodium concentrations (all patients).", _partial),
+        ("partial", "Partial regressions of the retained terms (all patients).", _partial("patients")),
+        ("partial_ms", "Partial regressions of the retained terms (patients with MS).", _partial("MS")),
     ),
+    "comparisons": (("tsc", "Differences of concentrations as published, adjusted for GMF or WMF.", _tsc_differences),),
+    "joint": (("tsc", "Adjusted mean concentrations of the groups, one model a tissue.", _adjusted_means),),
+    "methods": (("tsc", "The main differences by every partial-volume method and concentration of CSF.", _by_method),),
+    "bootstrap": (("limits", "Least squares beside the bootstrap, in units of the least-squares error.", _limits),),
 }

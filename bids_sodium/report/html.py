@@ -34,11 +34,12 @@ figcaption { color: var(--soft); font-size: .86rem; max-width: 62rem; }
 table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.n { text-align: right; white-space: nowrap; } th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wrap th { white-space: normal; vertical-align: bottom; }
+.wrap th, .wrap td { padding: .22rem .4rem; }
 .box { border-left: 4px solid var(--warn); background: var(--warnbg); padding: .5rem 1rem; margin: .6rem 0; }
 .box.bad { border-color: var(--bad); background: var(--badbg); } .box ul { margin: .3rem 0; padding-left: 1.2rem; }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--accent); }
-pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; white-space: pre-wrap; }
 footer { color: var(--soft); font-size: .8rem; padding: 0 2rem 2rem; text-align: center; }
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.stats._design import about_means, refuse_collinear
 from bids_sodium.stats._meta import Moments, PooledModel, fit_moments, with_sites
 from bids_sodium.stats._ols import Coefficient, Ols, ols
 from bids_sodium.stats._rows import as_column, require_rows
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
+_SINGULAR = 1e-11  # least eigenvalue of a correlation matrix, and least share of variance left, that can be solved
 
 
 class _Fitted(Protocol):
@@ -149,7 +151,8 @@ def backward(
     DataError
         If a column is missing or named twice.
     EstimationError
-        If too few rows are complete, columns are collinear, or the outcome does not vary.
+        If too few rows are complete, columns are collinear (to the digits of a written table), or the outcome does not
+        vary.
 
     Examples
     --------
@@ -167,6 +170,7 @@ def backward(
     whole = ~np.isnan(values).any(axis=1)
     n, n_missing = int(whole.sum()), int((~whole).sum())
     require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}", n_missing=n_missing)
+    refuse_collinear(about_means(values[whole, 1:]), (*names, *kept), n)
     data = {name: column[whole] for name, column in columns.items()}
     y = data[outcome]
 
@@ -225,6 +229,9 @@ def backward_moments(
     columns = ("intercept", *names, *kept)
     n = sum(site.n for site in sites)
     require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}")
+    cross = np.sum([site.XtX for site in sites], axis=0)
+    if cross.shape == (len(columns), len(columns)):  # other shapes are refused by the fit
+        refuse_collinear(cross[1:, 1:] - np.outer(cross[0, 1:], cross[0, 1:]) / n, columns[1:], n)
 
     def fit(terms: Sequence[str]) -> PooledModel:
         chosen = [0, *(columns.index(name) for name in terms)]
@@ -327,20 +334,15 @@ def selection_frequency(
     values = values[~np.isnan(values).any(axis=1)]
     n = values.shape[0]
     require_rows(n, len(names) + len(kept) + 3, f"backward elimination of {outcome}")
-    k = len(names)
-    count, fitted = np.zeros(k), 0
-    for products in _resampled_products(values[:, [*range(1, values.shape[1]), 0]], n_resamples, rng):
-        retained = _retained(products, n, k, p_remove, p_enter)
-        if retained is not None:
-            count[retained] += 1
-            fitted += 1
-    if not fitted:
+    products = _resampled_products(values[:, [*range(1, values.shape[1]), 0]], n_resamples, rng)
+    retained, fitted = _retained(products, n, len(names), p_remove, p_enter)
+    if not fitted.any():
         raise EstimationError(f"none of {n_resamples} resamples of {n} rows can be fitted")
-    return {name: float(c / fitted) for name, c in zip(names, count, strict=True)}
+    return {name: float(share) for name, share in zip(names, retained[fitted].mean(axis=0), strict=True)}
 
 
-def _resampled_products(values: Float, n_resamples: int, rng: np.random.Generator) -> Iterator[Float]:
-    """Yield the cross-products of the constant and all columns in each resample of the rows.
+def _resampled_products(values: Float, n_resamples: int, rng: np.random.Generator) -> Float:
+    """Return the cross-products of the constant and all columns, shape (resamples, columns, columns).
 
     Every model of an elimination follows from them; columns are centred and scaled first, so that they keep the digits.
     """
@@ -349,12 +351,12 @@ def _resampled_products(values: Float, n_resamples: int, rng: np.random.Generato
     scaled = np.column_stack([np.ones(n), (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)])
     upper = np.triu_indices(scaled.shape[1])
     pairs = scaled[:, upper[0]] * scaled[:, upper[1]]
-    for _ in range(n_resamples):
+    products = np.empty((n_resamples, scaled.shape[1], scaled.shape[1]))
+    for one in products:
         weight = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
-        products = np.empty((scaled.shape[1], scaled.shape[1]))
-        products[upper] = weight @ pairs
-        products.T[upper] = products[upper]
-        yield products
+        one[upper] = weight @ pairs
+        one.T[upper] = one[upper]
+    return products
 
 
 def _columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Float]:
@@ -371,50 +373,51 @@ def _term(model: _Fitted, name: str) -> TermTest:
     return TermTest(name=name, estimate=c.estimate, se=c.se, ci_low=c.ci_low, ci_high=c.ci_high, p=c.p, df=int(c.df))
 
 
-def _retained(products: Float, n: int, k: int, p_remove: float, p_enter: float) -> list[int] | None:
-    """Eliminate without keeping the path; None where a model is singular.
+def _retained(
+    products: Float, n: int, k: int, p_remove: float, p_enter: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Eliminate in every resample without keeping the path: which candidates stay, and which resamples can be fitted.
 
     The columns of the products are the constant, k candidates, the forced terms and the outcome.
     """
-    forced = list(range(k + 1, products.shape[0] - 1))
-    inside = []
-    for j in range(k):
-        p = _p_values(products, [0, j + 1], n)
-        if p is None:
-            return None
-        if p[1] < p_enter:
-            inside.append(j)
-    while inside:
-        p = _p_values(products, [0, *(j + 1 for j in inside), *forced], n)
-        if p is None:
-            return None
-        tested = p[1 : len(inside) + 1]
-        worst = int(np.argmax(tested))
-        if tested[worst] <= p_remove:
-            break
-        del inside[worst]
-    return inside
+    forced = list(range(k + 1, products.shape[1] - 1))
+    alone = np.column_stack([_p_values(products, [0, j + 1], n)[:, 1] for j in range(k)])
+    fitted = np.asarray(~np.isnan(alone).any(axis=1))
+    inside = alone < p_enter
+    going = fitted & inside.any(axis=1)
+    while going.any():
+        at = np.flatnonzero(going)
+        sets, belongs = np.unique(inside[at], axis=0, return_inverse=True)
+        for i, terms in enumerate(sets):  # resamples that hold the same terms are solved together
+            rows, held = at[belongs.reshape(-1) == i], np.flatnonzero(terms)
+            tested = _p_values(products[rows], [0, *(held + 1), *forced], n)[:, 1 : held.size + 1]
+            singular = np.isnan(tested).any(axis=1)
+            fitted[rows[singular]] = False
+            worst = np.argmax(tested, axis=1)
+            out = ~singular & (tested[np.arange(rows.size), worst] > p_remove)
+            inside[rows[out], held[worst[out]]] = False
+            going[rows] = out & inside[rows].any(axis=1)
+    return inside, fitted
 
 
-def _p_values(products: Float, columns: list[int], n: int) -> Float | None:
+def _p_values(products: Float, columns: list[int], n: int) -> Float:
+    """Return the p values of some columns in every resample, NaN where it is singular or fits perfectly."""
     from scipy.special import stdtr
 
-    A, b = products[np.ix_(columns, columns)], products[columns, -1]
-    scale = np.sqrt(np.diag(A))
-    if not scale.all():
-        return None
-    try:
-        factor = np.linalg.cholesky(A / np.outer(scale, scale))
-    except np.linalg.LinAlgError:
-        return None
-    if np.diag(factor).min() < 1e-5:  # a column is all but a combination of the others
-        return None
-    inverse = np.linalg.solve(factor, np.eye(len(columns)))
-    inverse = (inverse.T @ inverse) / np.outer(scale, scale)
-    beta = inverse @ b
-    rss = float(products[-1, -1] - b @ beta)
-    if rss <= 1e-12 * products[-1, -1]:
-        return None
+    A, b = products[:, columns][:, :, columns], products[:, columns, -1]
+    scale = np.sqrt(np.einsum("ijj->ij", A))
+    whole = (scale > 0).all(axis=1)
+    scale = np.where(whole[:, None], scale, 1.0)
+    both = scale[:, :, None] * scale[:, None, :]
+    unit = np.where(whole[:, None, None], A / both, np.eye(len(columns)))
+    # a column is all but a combination of the others
+    whole &= np.linalg.eigvalsh(unit)[:, 0] > _SINGULAR
+    inverse = np.linalg.inv(np.where(whole[:, None, None], unit, np.eye(len(columns)))) / both
+    beta = np.einsum("ijk,ik->ij", inverse, b)
+    total = products[:, -1, -1]
+    rss = total - np.einsum("ij,ij->i", b, beta)
+    whole &= rss > _SINGULAR * total
     df = n - len(columns)
-    t = beta / np.sqrt(rss / df * np.diag(inverse))
-    return np.asarray(2 * stdtr(df, -np.abs(t)))
+    variance = np.where(whole, rss, 1.0) / df
+    t = beta / np.sqrt(variance[:, None] * np.abs(np.einsum("ijj->ij", inverse)))
+    return np.where(whole[:, None], 2 * stdtr(df, -np.abs(t)), np.nan)

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
 
-__all__ = ["Basis", "design_matrix", "names_of"]
+__all__ = ["Basis", "about_means", "design_matrix", "names_of", "refuse_collinear"]
 
 Float = NDArray[np.float64]
+_INFLATION = 1000.0
+"""Variance inflation of columns that are one another but for the digits that a table keeps: where grey and white matter
+fraction make up the whole one, three decimals leave 5000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,3 +85,51 @@ def design_matrix(X: Float, names: Sequence[str]) -> Basis:
             hint="leave one of them out",
         )
     return Basis(Q=left, R=(singular[:, None] * right) * length)
+
+
+def about_means(columns: Float) -> Float:
+    """Return the cross-products of columns, shape (n, p), about their means."""
+    centred = columns - columns.mean(axis=0)
+    return np.asarray(centred.T @ centred)
+
+
+def refuse_collinear(cross: Float, names: Sequence[str], n: int) -> None:
+    """Refuse covariates of which one follows from the others to the digits of a written table.
+
+    `design_matrix` sees a dependence that is exact in the numbers at hand. Fractions that add up lose that by the
+    rounding of the table that they are read from, and their coefficients mean as little.
+
+    Parameters
+    ----------
+    cross : ndarray
+        Cross-products of the columns about their means, shape (p, p).
+    names : sequence of str
+        Names of the columns.
+    n : int
+        Rows, for the message.
+
+    Raises
+    ------
+    EstimationError
+        If the variance inflation of a column exceeds 1000; columns without variance are left to the model.
+
+    Examples
+    --------
+    >>> refuse_collinear(np.array([[1.0, 0.2], [0.2, 1.0]]), ["gmf", "wmf"], 30)
+    """
+    length = np.sqrt(np.diag(cross))
+    varies = length > 0
+    if varies.sum() < 2:
+        return
+    told = [name for name, v in zip(names, varies, strict=True) if v]
+    correlation = (cross / np.outer(np.where(varies, length, 1.0), np.where(varies, length, 1.0)))[varies][:, varies]
+    value, vector = np.linalg.eigh(correlation)
+    inflation = float(np.max(np.sum(vector**2 / np.maximum(value, 1e-15), axis=1)))
+    if inflation > _INFLATION:
+        weight = np.abs(vector[:, 0])
+        blamed = [name for name, w in zip(told, weight, strict=True) if w > 0.05 * weight.max()]
+        raise EstimationError(
+            f"{', '.join(blamed)} are collinear in {n} rows: one follows from the others but for "
+            f"{100 / inflation:.2g} % of its variance",
+            hint="leave one of them out",
+        )

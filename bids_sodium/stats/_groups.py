@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.stats._design import about_means, refuse_collinear
 from bids_sodium.stats._multiplicity import adjust
 from bids_sodium.stats._ols import Ols, ols
 from bids_sodium.stats._rows import as_column, as_matrix, complete, labels_of
@@ -170,6 +171,7 @@ def group_difference(
     if min(n_first, n_second) < 1:
         raise EstimationError(f"the groups have {n_first} and {n_second} complete rows, each needs at least 1")
     labels = tuple(names) or tuple(f"covariate{i + 1}" for i in range(Z.shape[1]))
+    refuse_collinear(about_means(Z[used]), labels, int(used.sum()))
     X = np.column_stack([np.ones(int(used.sum())), a[used].astype(float), Z[used]])
     model = ols(X, outcome[used], names=("intercept", "group", *labels), confidence=confidence)
     c = model["group"]
@@ -254,6 +256,7 @@ def group_means(
         raise EstimationError(f"complete rows by group: {told or 'none'}; needs 2 groups with at least 1")
     dummies = (member[used, None] == np.arange(1, len(wanted))).astype(float)
     labels = tuple(names) or tuple(f"covariate{i + 1}" for i in range(Z.shape[1]))
+    refuse_collinear(about_means(Z[used]), labels, int(used.sum()))
     X = np.column_stack([np.ones(dummies.shape[0]), dummies, Z[used]])
     model = ols(X, outcome[used], names=("intercept", *wanted[1:], *labels), confidence=confidence)
     g, k = len(wanted), Z.shape[1]

@@ -101,7 +101,11 @@ class _Units:
 
 
 def _units(
-    y: ArrayLike, X: ArrayLike, weight: ArrayLike | None, subjects: Sequence[Any] | NDArray[Any] | None
+    y: ArrayLike,
+    X: ArrayLike,
+    weight: ArrayLike | None,
+    subjects: Sequence[Any] | NDArray[Any] | None,
+    names: Sequence[str] | None = None,
 ) -> _Units:
     outcome, matrix = as_column(y, "y"), as_matrix(X, "X")
     w = np.ones(outcome.size) if weight is None else as_column(weight, "weight")
@@ -121,7 +125,9 @@ def _units(
     centre = w @ matrix / w.sum()
     spread = np.sqrt(w @ (matrix - centre) ** 2 / w.sum())
     if (spread <= 1e-12 * np.maximum(np.abs(centre), 1e-300)).any():
-        raise EstimationError(f"predictor {int(np.argmin(spread)) + 1} does not vary over {outcome.size} units")
+        still = int(np.argmin(spread))
+        told = f"predictor {still + 1}" if names is None else names[still]
+        raise EstimationError(f"{told} does not vary over {outcome.size} units")
     codes = labels = np.arange(outcome.size)
     if subjects is not None:
         codes, labels, missing = labels_of(subjects, "subjects")
@@ -132,7 +138,12 @@ def _units(
 
 
 def penalised_logistic(
-    y: ArrayLike, X: ArrayLike, *, weight: ArrayLike | None = None, prior_sd: float = 2.5
+    y: ArrayLike,
+    X: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    prior_sd: float = 2.5,
+    names: Sequence[str] | None = None,
 ) -> LogisticFit:
     """Fit a logistic model with a normal prior on the slopes.
 
@@ -146,6 +157,8 @@ def penalised_logistic(
         Weight of every unit.
     prior_sd : float, optional
         Standard deviation of a slope's prior, per standard deviation of its predictor.
+    names : sequence of str, optional
+        Predictors, for messages.
 
     Returns
     -------
@@ -173,7 +186,7 @@ def penalised_logistic(
     """
     from scipy.special import expit, xlogy
 
-    units = _units(y, X, weight, None)
+    units = _units(y, X, weight, None, names)
     Z = np.column_stack([np.ones(units.y.size), units.Z])
     penalty = np.diag([0.0, *np.full(units.Z.shape[1], prior_sd**-2)])
     beta = np.zeros(Z.shape[1])
@@ -208,12 +221,13 @@ def left_out_predictions(
     weight: ArrayLike | None = None,
     prior_sd: float = 2.5,
     most_folds: int = 50,
+    names: Sequence[str] | None = None,
 ) -> Float:
     """Predict every subject's units from a model of all other subjects.
 
     Parameters
     ----------
-    y, X, weight, prior_sd
+    y, X, weight, prior_sd, names
         As for `penalised_logistic`.
     subjects : sequence
         Subject of every unit.
@@ -237,7 +251,7 @@ def left_out_predictions(
     >>> bool(p[1] > p[0])
     True
     """
-    units = _units(y, X, weight, subjects)
+    units = _units(y, X, weight, subjects, names)
     matrix = as_matrix(X, "X")
     n_subjects = units.labels.size
     if n_subjects < 3:
@@ -246,7 +260,9 @@ def left_out_predictions(
     found = np.empty(units.y.size)
     for k in range(int(fold.max()) + 1):
         out = fold == k
-        model = penalised_logistic(units.y[~out], matrix[~out], weight=units.weight[~out], prior_sd=prior_sd)
+        model = penalised_logistic(
+            units.y[~out], matrix[~out], weight=units.weight[~out], prior_sd=prior_sd, names=names
+        )
         found[out] = model.predict(matrix[out])
     return found
 
@@ -303,7 +319,7 @@ def mixed_logistic(
     """
     from scipy.stats import t as student
 
-    units = _units(y, X, weight, subjects)
+    units = _units(y, X, weight, subjects, names)
     n_subjects = units.labels.size
     if n_subjects < 3:
         raise EstimationError(f"{n_subjects} subjects; a random intercept needs at least 3")

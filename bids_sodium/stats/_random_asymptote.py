@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._minimum import minimum
 from bids_sodium.stats._rows import is_constant, labels_of
-from bids_sodium.stats._sigmoid import CurveValue, curve_value, times_and_values
+from bids_sodium.stats._time_course import CurveValue, curve_value, log_times, times_and_values
 
-__all__ = ["RandomAsymptote", "RandomCurve", "fit_random_asymptote", "log_times"]
+__all__ = ["RandomAsymptote", "RandomCurve", "fit_random_asymptote"]
 
 Float = NDArray[np.float64]
 _REACH = 12.0
@@ -136,21 +136,6 @@ class RandomAsymptote(RandomCurve):
 
         _, x = log_times(t_h)
         return np.asarray(self.subject_asymptote[self.index(subject)] * expit(self.delta * (x - self.log_t50)))
-
-
-def log_times(t_h: ArrayLike) -> tuple[Float, Float]:
-    """Return times after onset, in h, and their logarithms.
-
-    Raises
-    ------
-    DataError
-        If a time lies before onset.
-    """
-    times = np.asarray(t_h, dtype=np.float64)
-    if (times < 0).any():
-        raise DataError(f"a time of {float(times.min()):g} h lies before onset")
-    with np.errstate(divide="ignore"):
-        return times, np.log(times)
 
 
 def fit_random_asymptote(

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.stats._rows import require_rows
-from bids_sodium.stats._sigmoid import fit_power, fit_sigmoid, times_and_values
+from bids_sodium.stats._sigmoid import fit_sigmoid
+from bids_sodium.stats._sigmoid_surface import fit_power
+from bids_sodium.stats._time_course import times_and_values
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""The sigmoid time course: SigmoidFit, its ProfileInterval and CurveValue.
+"""The sigmoid time course: SigmoidFit.
 
 f(t) = alpha t^delta / (exp(gamma) + t^delta) = alpha / (1 + (t50/t)^delta), t50 = exp(gamma/delta). For given
 (delta, gamma) the asymptote alpha is a linear parameter, so the search runs over two parameters only (variable
@@ -18,54 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError, EstimationError
 from bids_sodium.stats._least_squares import fit_curve
-from bids_sodium.stats._rows import as_column, complete, is_constant, labels_of, require_rows
+from bids_sodium.stats._profile import ANYWHERE, ProfileInterval, least_asymptote, profiles, trace
+from bids_sodium.stats._rows import is_constant
+from bids_sodium.stats._sigmoid_surface import Surface, best_step, fit_power
+from bids_sodium.stats._time_course import CurveValue, curve_value, times_and_values
 
-__all__ = ["CurveValue", "ProfileInterval", "SigmoidFit", "curve_value", "fit_power", "fit_sigmoid", "times_and_values"]
+__all__ = ["SigmoidFit", "fit_sigmoid"]
 
 Float = NDArray[np.float64]
-_DELTA = np.geomspace(0.05, 60.0, 30)
-_OFFSETS = np.concatenate([-np.geomspace(12.0, 0.5, 10), np.linspace(-0.25, 0.25, 3), np.geomspace(0.5, 30.0, 20)])
 _STEEPEST = 100.0
-_ANYWHERE = (-np.inf, np.inf)
 _CLOSE = 1e-9
 """Relative gain in RSS below which a limit of the sigmoid counts as equally good."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileInterval:
-    """Profile-likelihood interval of one parameter."""
-
-    low: float
-    """Lower limit; the edge of the parameter's range where it is unbounded."""
-    high: float
-    """Upper limit; the edge of the parameter's range where it is unbounded."""
-    unbounded_low: bool
-    """Whether no lower value is refuted by the data."""
-    unbounded_high: bool
-    """Whether no higher value is refuted by the data."""
-
-    @property
-    def text(self) -> str:
-        """The interval in words, such as ``[68.7, unbounded]``."""
-        low = "unbounded" if self.unbounded_low else f"{self.low:.4g}"
-        high = "unbounded" if self.unbounded_high else f"{self.high:.4g}"
-        return f"[{low}, {high}]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CurveValue:
-    """The fitted curve at given times."""
-
-    t_h: Float | float
-    """Time from onset, in h."""
-    value: Float | float
-    """Fitted value, in %."""
-    se: Float | float
-    """Standard error by the delta method, in %."""
-    ci_low: Float | float
-    """Lower limit of the pointwise confidence interval (t distribution), in %."""
-    ci_high: Float | float
-    """Upper limit, in %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,12 +185,12 @@ class SigmoidFit:
         """
         rss, critical = self._profile_at(t_h, cluster=cluster)
         plain = self.value_at(t_h, cluster=False)
-        return _trace(
+        return trace(
             rss,
             float(plain.value),
             np.sqrt(critical) * float(plain.se),
             threshold=self.rss * (1 + critical / self.df),
-            edges=_ANYWHERE,
+            edges=ANYWHERE,
             rss_at_edges=(np.inf, np.inf),
         )
 
@@ -260,7 +223,7 @@ class SigmoidFit:
             plain, robust = (float(self.value_at(t_h, cluster=wide).se) for wide in (False, True))
             critical = float(student.ppf(0.5 + self.confidence / 2, self.n_groups - 1)) ** 2
             critical *= max(1.0, (robust / plain) ** 2) if plain > 0 else 1.0
-        surface, x0 = _Surface(np.log(self.t_h), self.percent), float(np.log(t_h))
+        surface, x0 = Surface(np.log(self.t_h), self.percent), float(np.log(t_h))
         return lambda value: surface.given_value(value, x0), critical
 
     def _curve_and_gradient(self, t_h: Float) -> tuple[Float, Float]:
@@ -344,9 +307,9 @@ def fit_sigmoid(
         raise EstimationError(f"cluster-robust errors need at least 2 groups, found {n_groups}")
     x = np.log(t)
     n, df = y.size, y.size - 3
-    surface = _Surface(x, y)
+    surface = Surface(x, y)
     (scale, exponent), rss_power = fit_power(x, y, rising=True)
-    cut_h, level, rss_step = _best_step(t, y)
+    cut_h, level, rss_step = best_step(t, y)
     rss_constant = float(np.sum((y - y.mean()) ** 2))
     theta, starts = surface.minimise()
 
@@ -391,7 +354,7 @@ def fit_sigmoid(
     lt50_se = float(np.sqrt(toward @ fitted.covariance @ toward))
     intervals: dict[str, ProfileInterval] = {}
     if profile:
-        intervals = _profiles(
+        intervals = profiles(
             surface,
             fitted.estimate,
             fitted.se,
@@ -425,291 +388,6 @@ def fit_sigmoid(
     )
 
 
-def times_and_values(
-    t_h: ArrayLike, percent: ArrayLike, groups: Sequence[Any] | NDArray[Any] | None, *, what: str
-) -> tuple[Float, Float, NDArray[np.intp] | None, int]:
-    """Return the complete rows of a time course: times, values, group codes and how many rows were left out."""
-    t, y = as_column(t_h, "t_h"), as_column(percent, "percent")
-    keep = complete(t, y, names=("t_h", "percent"))
-    codes = None
-    if groups is not None:
-        codes, _, missing = labels_of(groups, "groups")
-        if codes.size != t.size:
-            raise DataError(f"the columns differ in length: t_h {t.size}, groups {codes.size}")
-        keep &= ~missing
-    n_missing = int((~keep).sum())
-    t, y = t[keep], y[keep]
-    if codes is not None:
-        codes = np.unique(codes[keep], return_inverse=True)[1].astype(np.intp)
-    require_rows(y.size, 5, what, n_missing=n_missing)
-    if (t <= 0).any():
-        raise DataError(f"{int((t <= 0).sum())} of {t.size} times are not after onset (smallest {t.min():g} h)")
-    different = np.unique(t).size
-    if different < 4:
-        raise EstimationError(f"{what} needs at least 4 different times, found {different} in {t.size} observations")
-    return t, y, codes, n_missing
-
-
-def fit_power(x: Float, y: Float, *, rising: bool = False) -> tuple[tuple[float, float], float]:
-    """Fit b·t^c for x = ln t; return (b, c) and the residual sum of squares."""
-    from scipy.optimize import minimize_scalar
-
-    grid = np.concatenate([np.geomspace(1e-3, 60.0, 120)] if rising else [np.linspace(-10, 10, 161)])
-
-    def shape(c: Float | float) -> Float:
-        log_u = np.multiply.outer(np.asarray(c), x)
-        return np.asarray(np.exp(log_u - log_u.max(axis=-1, keepdims=True)))
-
-    rss = _projected(shape(grid), y)
-    best = int(np.argmin(rss))
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
-    found = minimize_scalar(
-        lambda c: float(_projected(shape(c), y)), bounds=(low, high), method="bounded", options={"xatol": 1e-12}
-    )
-    c = float(found.x) if found.fun <= rss[best] else float(grid[best])
-    u = shape(c)
-    b = float(u @ y / (u @ u) * np.exp(-np.max(c * x)))
-    return (b, c), float(np.sum((y - b * np.exp(c * x)) ** 2))
-
-
-class _Surface:
-    """Sum of squares of the sigmoid over (ln delta, g), with h = expit(delta(x - x̄) - g) and gamma = g + delta x̄."""
-
-    def __init__(self, x: Float, y: Float) -> None:
-        self.x, self.y = x, y
-        self.middle = float(x.mean())
-        self.centred = x - self.middle
-        self._grid: tuple[Float, Float, Float] | None = None
-
-    def log_h(self, delta: Float | float, g: Float | float) -> Float:
-        from scipy.special import log_expit
-
-        slope, shift = np.asarray(delta)[..., None], np.asarray(g)[..., None]
-        return np.asarray(log_expit(slope * self.centred - shift))
-
-    def shape(self, delta: Float | float, g: Float | float) -> Float:
-        log_h = self.log_h(delta, g)
-        return np.asarray(np.exp(log_h - log_h.max(axis=-1, keepdims=True)))
-
-    def rss(self, delta: Float | float, g: Float | float) -> Float:
-        return _projected(self.shape(delta, g), self.y)
-
-    def grid(self) -> tuple[Float, Float, Float]:
-        """Return delta, g and ln h on the start grid, shapes (a, b), (a, b), (a, b, n)."""
-        if self._grid is None:
-            delta, g = np.meshgrid(_DELTA, _OFFSETS, indexing="ij")
-            self._grid = (delta, g, self.log_h(delta, g))
-        return self._grid
-
-    def minimise(self) -> tuple[Float, int]:
-        """Return the best (alpha, delta, gamma) over every local minimum of the grid, and how many there were."""
-        delta, g, log_h = self.grid()
-        rss = _projected(np.exp(log_h - log_h.max(axis=-1, keepdims=True)), self.y)
-        starts = _local_minima(rss)[:8]
-        best, best_rss = np.zeros(2), np.inf
-        for i, j in starts:
-            found = _descend(self._residual, np.array([np.log(delta[i, j]), g[i, j]]), 1e-13)
-            value = float(np.sum(self._residual(found) ** 2))
-            if value < best_rss:
-                best, best_rss = found, value
-        slope, shift = float(np.exp(np.clip(best[0], -7, 6))), float(np.clip(best[1], -60, 60))
-        log_u = self.log_h(slope, shift)
-        u = np.exp(log_u - log_u.max())
-        alpha = float(u @ self.y / (u @ u) * np.exp(-log_u.max()))
-        return np.array([alpha, slope, shift + slope * self.middle]), len(starts)
-
-    def _residual(self, theta: Float) -> Float:
-        u = self.shape(float(np.exp(np.clip(theta[0], -7, 6))), float(np.clip(theta[1], -60, 60)))
-        return np.asarray(self.y - u * (u @ self.y) / (u @ u))
-
-    def given_delta(self, delta: float) -> float:
-        return _line(lambda g: self.rss(np.full(np.shape(g), delta), g), np.linspace(-15.0, 35.0, 201))
-
-    def given_gamma(self, gamma: float) -> float:
-        return _line(
-            lambda d: self.rss(np.exp(d), gamma - np.exp(d) * self.middle), np.log(np.geomspace(1e-3, 150.0, 241))
-        )
-
-    def given_log_t50(self, lt50: float) -> float:
-        return _line(
-            lambda d: self.rss(np.exp(d), np.exp(d) * (lt50 - self.middle)), np.log(np.geomspace(1e-3, 150.0, 241))
-        )
-
-    def given_alpha(self, alpha: float) -> float:
-        return self._plane(lambda log_h, _d, _g: alpha * np.exp(log_h))
-
-    def given_value(self, value: float, x0: float) -> float:
-        from scipy.special import log_expit
-
-        def through(log_h: Float, delta: Float, g: Float) -> Float:
-            at = np.asarray(log_expit(delta * (x0 - self.middle) - g))[..., None]
-            return np.asarray(value * np.exp(np.clip(log_h - at, -700, 300)))
-
-        return self._plane(through)
-
-    def _plane(self, curve: Callable[[Float, Float, Float], Float]) -> float:
-        """Minimise over (ln delta, g) a curve whose scale is given."""
-        delta, g, log_h = self.grid()
-        rss = np.sum((self.y - curve(log_h, delta, g)) ** 2, axis=-1)
-
-        def residual(theta: Float) -> Float:
-            d, shift = np.exp(np.clip(theta[0], -7, 6)), np.clip(theta[1], -60, 60)
-            value = curve(self.log_h(d, shift), np.asarray(d), np.asarray(shift))
-            return np.asarray(np.clip(self.y - value, -1e60, 1e60))
-
-        lowest = np.inf
-        for i, j in _local_minima(rss)[:3]:
-            found = _descend(residual, np.array([np.log(delta[i, j]), g[i, j]]), 1e-10)
-            lowest = min(lowest, float(np.sum(residual(found) ** 2)))
-        return lowest
-
-
-def curve_value(t_h: Float, value: Float, se: Float, factor: float) -> CurveValue:
-    """Return value ± factor · se, single numbers for a single time."""
-    columns = {"t_h": t_h, "value": value, "se": se, "ci_low": value - factor * se, "ci_high": value + factor * se}
-    if t_h.ndim == 0:
-        return CurveValue(**{name: float(column) for name, column in columns.items()})
-    return CurveValue(**columns)
-
-
-def _descend(residual: Callable[[Float], Float], start: Float, tolerance: float) -> Float:
-    """Return where Levenberg-Marquardt ends; MINPACK's covariance may overflow on the way and is not used."""
-    from scipy.optimize import leastsq
-
-    with np.errstate(all="ignore"):
-        return np.asarray(leastsq(residual, start, full_output=True, ftol=tolerance, xtol=tolerance, maxfev=300)[0])
-
-
-def _projected(u: Float, y: Float) -> Float:
-    """Return ‖y‖² - (uᵀy)²/‖u‖² along the last axis, as a sum of squared residuals."""
-    factor = (u @ y) / np.sum(u * u, axis=-1)
-    return np.asarray(np.sum((y - factor[..., None] * u) ** 2, axis=-1))
-
-
-def _local_minima(values: Float) -> list[tuple[int, int]]:
-    """Return the cells of a plane that no neighbour undercuts, lowest first."""
-    padded = np.pad(values, 1, constant_values=np.inf)
-    rows, columns = values.shape
-    lowest = np.ones_like(values, dtype=bool)
-    for i in range(3):
-        for j in range(3):
-            lowest &= values <= padded[i : i + rows, j : j + columns]
-    cells = np.argwhere(lowest)
-    order = np.argsort(values[lowest], kind="stable")
-    return [(int(i), int(j)) for i, j in cells[order]]
-
-
-def _line(rss: Callable[[Float], Float], grid: Float) -> float:
-    """Minimise along one parameter: the best grid cell, then Brent inside it."""
-    from scipy.optimize import minimize_scalar
-
-    values = rss(grid)
-    best = int(np.argmin(values))
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
-    found = minimize_scalar(
-        lambda v: float(rss(np.asarray(v))), bounds=(low, high), method="bounded", options={"xatol": 1e-8}
-    )
-    return min(float(found.fun), float(values[best]))
-
-
-def _trace(
-    rss: Callable[[float], float],
-    estimate: float,
-    se: float,
-    *,
-    threshold: float,
-    edges: tuple[float, float],
-    rss_at_edges: tuple[float, float],
-) -> ProfileInterval:
-    """Walk from the estimate to where the profiled sum of squares passes the threshold, on either side."""
-    from scipy.optimize import brentq
-
-    ends: list[float] = []
-    open_ends: list[bool] = []
-    for sign, edge, rss_edge in zip((-1.0, 1.0), edges, rss_at_edges, strict=True):
-        found, unbounded = edge, rss_edge <= threshold
-        if not unbounded:
-            inside, step = estimate, max(se, 1e-12 * abs(estimate), 1e-300)
-            for _ in range(80):
-                outside = inside + sign * step
-                if sign * (outside - edge) >= 0:
-                    outside = (inside + edge) / 2
-                if rss(outside) > threshold:
-                    low, high = sorted((inside, outside))
-                    excess = {estimate: -1.0}
-                    found = float(
-                        brentq(
-                            lambda v, excess=excess: excess.get(v, rss(v) - threshold),
-                            low,
-                            high,
-                            xtol=1e-7 * abs(high - low) + 1e-300,
-                            rtol=1e-10,
-                        )
-                    )
-                    break
-                inside, step = outside, step * 1.6
-            else:
-                unbounded = True
-        ends.append(found)
-        open_ends.append(bool(unbounded))
-    return ProfileInterval(low=ends[0], high=ends[1], unbounded_low=open_ends[0], unbounded_high=open_ends[1])
-
-
-def _profiles(
-    surface: _Surface, theta: Float, se: Float, *, lt50_se: float, threshold: float, limits: Mapping[str, float]
-) -> dict[str, ProfileInterval]:
-    """Return the profile intervals of the sigmoid's parameters."""
-    alpha, delta, gamma = (float(b) for b in theta)
-    sign = 1.0 if alpha > 0 else -1.0
-    upright = surface if alpha > 0 else _Surface(surface.x, -surface.y)
-    power, step, constant = limits["power"], limits["step"], limits["constant"]
-    nothing = float(surface.y @ surface.y)
-    a = _trace(
-        upright.given_alpha,
-        abs(alpha),
-        float(se[0]),
-        threshold=threshold,
-        edges=_ANYWHERE,
-        rss_at_edges=(nothing, power),
-    )
-    if sign < 0:
-        a = ProfileInterval(low=-a.high, high=-a.low, unbounded_low=a.unbounded_high, unbounded_high=a.unbounded_low)
-    lt50 = _trace(
-        surface.given_log_t50,
-        gamma / delta,
-        lt50_se,
-        threshold=threshold,
-        edges=_ANYWHERE,
-        rss_at_edges=(constant, power),
-    )
-    return {
-        "alpha": a,
-        "delta": _trace(
-            surface.given_delta,
-            delta,
-            float(se[1]),
-            threshold=threshold,
-            edges=(0.0, np.inf),
-            rss_at_edges=(constant, step),
-        ),
-        "gamma": _trace(
-            surface.given_gamma,
-            gamma,
-            float(se[2]),
-            threshold=threshold,
-            edges=_ANYWHERE,
-            rss_at_edges=(constant, min(power, step)),
-        ),
-        "log_t50": lt50,
-        "t50_h": ProfileInterval(
-            low=float(np.exp(lt50.low)),
-            high=float(np.exp(lt50.high)),
-            unbounded_low=lt50.unbounded_low,
-            unbounded_high=lt50.unbounded_high,
-        ),
-    }
-
-
 def _sandwich(J: Float, r: Float, codes: NDArray[np.intp] | None, p: int) -> Float | None:
     """Return the CR1 cluster-robust covariance, None where there are no groups."""
     if codes is None:
@@ -720,20 +398,6 @@ def _sandwich(J: Float, r: Float, codes: NDArray[np.intp] | None, p: int) -> Flo
     bread = np.linalg.pinv(J.T @ J)
     factor = n_groups / (n_groups - 1) * (n - 1) / (n - p)
     return np.asarray(factor * bread @ (score.T @ score) @ bread)
-
-
-def _best_step(t: Float, y: Float) -> tuple[float, float, float]:
-    """Return time, level and RSS of the best rise from zero at once; the scans at the time itself lie in between."""
-    best = (float(t.min()), float(y.mean()), np.inf)
-    for cut in np.unique(t)[:-1]:
-        above = y[t > cut]
-        level = float(above.mean())
-        at = y[t == cut]
-        between = float(np.clip(at.mean(), min(level, 0.0), max(level, 0.0)))
-        rss = float(np.sum(y[t < cut] ** 2) + np.sum((at - between) ** 2) + np.sum((above - level) ** 2))
-        if rss < best[2]:
-            best = (float(cut), level, rss)
-    return best
 
 
 def _at_limit(
@@ -774,7 +438,7 @@ def _at_limit(
     statistic = (limits["power"] - rss) / s2 if s2 > 0 else 0.0
     profile = {}
     if limit == "power" and common["profiled"]:
-        profile["alpha"] = _least_asymptote(x, y, scale, rss + s2 * common["power_critical"])
+        profile["alpha"] = least_asymptote(x, y, scale, rss + s2 * common["power_critical"])
     common = {name: value for name, value in common.items() if name != "profiled"}
     return SigmoidFit(
         alpha=alpha,
@@ -799,22 +463,6 @@ def _at_limit(
         scale=float(scale),
         **common,
     )
-
-
-def _least_asymptote(x: Float, y: Float, scale: float, threshold: float) -> ProfileInterval:
-    """Return the profile interval of an asymptote that may be infinite: the smallest one the data do not refute."""
-    sign = 1.0 if scale > 0 else -1.0
-    surface = _Surface(x, sign * y)
-    start = float(np.abs(y).max())
-    while surface.given_alpha(start) > threshold and start < 1e12:
-        start *= 2
-    nothing = float(y @ y)
-    inner = _trace(
-        surface.given_alpha, start, 0.05 * start, threshold=threshold, edges=_ANYWHERE, rss_at_edges=(nothing, -np.inf)
-    )
-    if sign > 0:
-        return inner
-    return ProfileInterval(low=-np.inf, high=-inner.low, unbounded_low=True, unbounded_high=inner.unbounded_low)
 
 
 def _root(covariance: Float | None, i: int) -> float:

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from bids_sodium.core.errors import DataError
 from bids_sodium.stats._minimum import minimum
-from bids_sodium.stats._random_asymptote import RandomCurve, fit_random_asymptote, log_times
-from bids_sodium.stats._sigmoid import CurveValue, curve_value, times_and_values
+from bids_sodium.stats._random_asymptote import RandomCurve, fit_random_asymptote
+from bids_sodium.stats._time_course import CurveValue, curve_value, log_times, times_and_values
 
 __all__ = ["Second", "TwoRandomCurve", "fit_two_random"]
 

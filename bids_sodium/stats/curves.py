@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from bids_sodium.stats._least_squares import FittedCurve, fit_curve
 from bids_sodium.stats._local_linear import LocalLinear, local_linear
+from bids_sodium.stats._profile import ProfileInterval
 from bids_sodium.stats._random_asymptote import RandomAsymptote, RandomCurve, fit_random_asymptote
 from bids_sodium.stats._rivals import CurveComparison, CurveModel, compare_curves
-from bids_sodium.stats._sigmoid import CurveValue, ProfileInterval, SigmoidFit, fit_sigmoid
+from bids_sodium.stats._sigmoid import SigmoidFit, fit_sigmoid
+from bids_sodium.stats._time_course import CurveValue
 from bids_sodium.stats._two_random import Second, TwoRandomCurve, fit_two_random
 
 __all__ = [

@@ -12,7 +12,7 @@ from bids_sodium.bidsio.atlases import Atlas
 from bids_sodium.bidsio.derivatives import Roots
 from bids_sodium.bidsio.layout import Scan, Session
 from bids_sodium.bidsio.segmentations import External
-from bids_sodium.config import Config, load
+from bids_sodium.config import Config, RunParams, load
 from bids_sodium.core.errors import DataError
 from bids_sodium.engine.tasks import Stamps, Task, in_order
 from bids_sodium.plan import participants, plan, reference_session
@@ -290,6 +290,37 @@ def test_a_session_with_a_problem_is_passed_over_and_the_others_go_on() -> None:
 def test_the_anatomy_is_that_of_the_latest_visit() -> None:
     assert reference_session(STROKE) is STROKE[2]
     assert reference_session([STROKE[2], STROKE[0]]) is STROKE[2]
+
+
+def test_the_anatomy_may_be_chosen() -> None:
+    for label in ("acute", "ses-acute"):
+        assert reference_session(STROKE, label) is STROKE[0]
+    assert reference_session(STROKE, "m12") is STROKE[2]
+    config = Config(run=RunParams(reference_session="acute"))
+    tasks = {task.id: task for task in tasks_of(STROKE, config)}
+    assert "sub-01_ses-acute.parcellate" in tasks
+    assert "sub-01_ses-m3.parcellate" not in tasks
+    late = tasks["sub-01_ses-m3.align"].files
+    assert late.anatomy == STROKE[0].t1w.path  # type: ignore[union-attr]
+    assert [link.name for link in late.links if link.to == "anatomy"] == [SESSION]
+    assert not any(what == "chosen anatomy" for what, _ in tasks["sub-01_ses-acute.extract"].params.omissions)
+    other = tasks_of(STROKE, Config(run=RunParams(reference_session="m12")))[-1]
+    told = "ses-m12 has no T1w image of this participant; that of ses-m3 is taken"
+    assert ("chosen anatomy", told) in other.params.omissions
+
+
+def test_the_final_necrosis_is_that_of_the_latest_visit_whatever_the_anatomy() -> None:
+    chosen = replace(ALL, run=RunParams(reference_session="acute"))
+    assert delineations(tasks_of(undrawn(), chosen)) == delineations(tasks_of(undrawn(), ALL))
+
+
+def test_without_a_late_visit_every_scan_shows_oedema() -> None:
+    both = ("ionic", "cytotoxic")
+    early = [replace(session, flair=scan(session.unit, "FLAIR.nii.gz")) for session in undrawn()[:2]]
+    assert delineations(tasks_of(early, ALL)) == {"acute": both, "subacute": both}
+    # no time is told: the last visit is taken for the follow-up
+    untimed = [replace(session, onset_to_scan_h=None) for session in undrawn()]
+    assert delineations(tasks_of(untimed, ALL)) == {"acute": both, "subacute": both, "m3": ("necrosis",)}
 
 
 def test_without_times_the_anatomy_is_that_of_the_first_visit() -> None:

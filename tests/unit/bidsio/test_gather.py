@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from bids_sodium.bidsio.files import write_table
-from bids_sodium.bidsio.gather import beside_group_table, gather
+from bids_sodium.bidsio.gather import beside_group_table, gather, group_table, write_group_table
+from bids_sodium.core.errors import DataError
 from bids_sodium.core.tables import FATE, QC, RATERS, ROI_TSC
 
 
@@ -52,6 +53,35 @@ def test_times_are_in_hours_whatever_the_sidecar_says(folders: tuple[Path, Path]
         pd.read_csv(path, sep="\t").assign(onset_to_scan_h="n/a").to_csv(path, sep="\t", index=False)
     table, *_ = gather(output, raw)
     assert table["onset_to_scan_h"].tolist() == [9.0, 40.0]
+
+
+@pytest.mark.parametrize(("units", "factor"), [("min", 60.0), ("d", 1 / 24), ("h", 1.0), (None, 1.0)])
+def test_times_of_a_given_group_table_are_in_hours(tmp_path: Path, units: str | None, factor: float) -> None:
+    given, output = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    output.mkdir()
+    ids = {"participant_id": "sub-01", "session_id": "ses-acute", "onset_to_scan_h": 9.0 * factor}
+    write_table(given / "group_fate.tsv", [{**ids, "cell": 1}], FATE)
+    write_group_table(given, pd.DataFrame([{**ids, "roi": "ionic"}]), {})
+    for name in ("group_tsc", "group_fate"):
+        content = json.loads((given / f"{name}.json").read_text())
+        content["onset_to_scan_h"] = {"Units": units} if units else {}
+        (given / f"{name}.json").write_text(json.dumps(content))
+    table, dictionary, _ = group_table(output, given)
+    assert table["onset_to_scan_h"].tolist() == pytest.approx([9.0])
+    assert beside_group_table(output, given)["cells"]["onset_to_scan_h"].tolist() == pytest.approx([9.0])
+    write_group_table(output, table, dictionary)
+    for name in ("group_tsc", "group_fate"):
+        assert json.loads((output / f"{name}.json").read_text())["onset_to_scan_h"]["Units"] == "h"
+    # the output's own table is read again as it was written
+    assert group_table(output, given)[0]["onset_to_scan_h"].tolist() == pytest.approx([9.0])
+
+
+def test_units_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    write_group_table(tmp_path, pd.DataFrame([{"participant_id": "sub-01", "onset_to_scan_h": 9.0}]), {})
+    (tmp_path / "group_tsc.json").write_text(json.dumps({"onset_to_scan_h": {"Units": "fortnight"}}))
+    with pytest.raises(DataError, match="units 'fortnight'"):
+        group_table(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("sessions", [True, False])

@@ -54,6 +54,14 @@ def test_everything_that_is_known_stands_beside_every_row(places: tuple[Path, Pa
     [
         ({"subject": ["sub-01"], "edss": [1.0]}, "no column participant_id, found subject, edss"),
         ({"participant_id": ["sub-01", "sub-01"], "edss": [1.0, 2.0]}, "sub-01 has 2 rows"),
+        (
+            {"participant_id": ["sub-02", "sub-01", "sub-02", "sub-01", "sub-02"], "edss": [1.0] * 5},
+            "sub-02 has 3 rows (2 have several)",
+        ),
+        (
+            {"participant_id": ["01", "02", "03"], "edss": [1.0, 2.0, 3.0]},
+            "none of its 3 participants (the first is 01) is among the 2 with outputs (the first is sub-01)",
+        ),
     ],
 )
 def test_a_phenotype_table_that_does_not_join_is_left_out_and_the_others_join(
@@ -83,6 +91,6 @@ def test_codes_of_the_sex_are_read_through_the_sidecar(places: tuple[Path, Path]
     output, raw = places
     without = persons(gather(output, raw)[0], method="auto")
     assert "sexn" not in without.table
-    assert any("the values 1, 2 are not known" in note for note in without.notes)
+    assert any("the values 1 (1 of 2), 2 (1 of 2) are not known" in note for note in without.notes)
     (raw / "participants.json").write_text(json.dumps({"sex": {"Levels": levels}}))
     assert persons(gather(output, raw)[0], method="auto").table["sexn"].tolist() == [0.0, 1.0]

@@ -105,6 +105,21 @@ def test_nothing_changed_means_nothing_is_done_again(runner: Runner, n_procs: in
     assert (runner.folder / "s-2.txt").read_text() == "zy"
 
 
+def test_a_table_that_nothing_makes_any_more_is_removed(runner: Runner) -> None:
+    def writes(name: str, unit: str = "s") -> Task:
+        out = runner.folder / name
+        return Task(name="step", unit=unit, function=runner.work.write, files=(out,), params="x", outputs=(out,))
+
+    runner.run(writes("one.tsv"))
+    runner.run(writes("two.tsv"))
+    assert not (runner.folder / "one.tsv").exists()
+    # another step makes it now
+    report = runner.run(writes("two.tsv", "other"), writes("three.tsv"))
+    assert set(statuses(report).values()) == {"done"}
+    assert (runner.folder / "two.tsv").read_text() == "x"
+    assert (runner.folder / "three.tsv").read_text() == "x"
+
+
 def test_a_step_made_anew_with_the_same_content_does_not_wake_the_next(runner: Runner) -> None:
     runner.run(*chain(runner))
     (runner.folder / "s-1.txt").unlink()

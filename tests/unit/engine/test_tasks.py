@@ -116,6 +116,21 @@ def test_stamp_holds_until_key_or_output_change(tmp_path: Path) -> None:
     assert not stamps.is_done(one, "k")
 
 
+def test_tables_that_a_step_no_longer_writes_are_told(tmp_path: Path) -> None:
+    stamps, folder = Stamps(tmp_path / "stamps"), tmp_path / "out"
+    folder.mkdir()
+    places = [settled(folder / name, "x") for name in ("image.nii.gz", "kept.tsv", "raters.tsv", "raters.json")]
+    before = task(outputs=tuple(places))
+    assert stamps.forget(before) == ()
+    stamps.mark(before, "key", seconds=1.0)
+    assert stamps.forget(before) == ()
+    stamps.mark(before, "key", seconds=1.0)
+    after = task(outputs=(folder / "kept.tsv",))
+    # an image is left, since nothing gathers images
+    assert stamps.forget(after) == (folder / "raters.tsv", folder / "raters.json")
+    assert not stamps.is_done(before, "key")
+
+
 def test_a_step_that_did_not_write_its_output_is_a_bug(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match=r"u\.a did not write out"):
         Stamps(tmp_path).mark(task(outputs=(tmp_path / "out",)), "k", seconds=0.0)

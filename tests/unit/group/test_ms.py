@@ -83,6 +83,29 @@ def test_counts_agree_with_percentages(study: Study) -> None:
     assert layout.loc["Female, n (%)", "MS"] == f"{women['note'].split(' of ')[0]} ({women['estimate']:.0f})"
 
 
+def test_table_1_is_in_the_papers_order(study: Study) -> None:
+    names = study["table1"].data["layout"]["variable"].str.split(r" \(|,| \|", regex=True).str[0].tolist()
+    assert names == [
+        "n", "Age", "Female", "Disease duration", "Disease-modifying therapy", "EDSS", "Walking speed",
+        "9-hole peg test", "Verbal memory", "Visual memory", "PASAT", "SDMT", "Brixton test", "Hayling test",
+        "Fatigue severity score", "NART",
+    ]  # fmt: skip
+
+
+def test_a_score_that_impairs_nobody_is_told_with_its_counts(study: Study) -> None:
+    told = study["table1"].data["left_out"]["reason"]
+    assert told.str.fullmatch("nobody of 13 SPMS and 65 RRMS is impaired").any()
+
+
+def test_a_trial_is_planned_from_all_who_were_compared(study: Study) -> None:
+    compared = study["comparisons"].results
+    planned = study["planning"].results
+    for outcome, rows in planned.groupby("outcome"):
+        one = compared[(compared["outcome"] == outcome) & (compared["term"] == "SPMS - RRMS")]
+        assert set(rows["n"]) == set(one["n"])
+        assert set(rows["df"]) == set(one["df"])
+
+
 def test_footnote_marks_follow_from_p(study: Study) -> None:
     results = study["comparisons"].results
     layout = study["table2"].data["layout"].set_index("variable")
@@ -240,11 +263,15 @@ def negative_walk(table: pd.DataFrame) -> pd.DataFrame:
         (text_scores, {"participants": "t25fw_s could not be read", "univariable": "no column walking_speed"}),
         (
             coded_sex,
-            {"participants": "sex could not be read", "comparisons": "no column sexn", "table1": "no column sex"},
+            {
+                "participants": "sex could not be read: the values 1 (",
+                "comparisons": "no column sex that could be read",
+                "table1": "no column sex",
+            },
         ),
         (constant_outcome, {"comparisons": "equal 3", "univariable": "equal 3"}),
         (constant_edss, {"comparisons": "all 96 values equal 2", "ordinal": "no linear model of the EDSS"}),
-        (half_nart, {}),
+        (half_nart, {"univariable": "48 of 96 people are incomplete and left out: nart_iq 48"}),
         (no_nart, {"univariable": "no values of nart_iq, which therefore do not enter"}),
         (no_volumes, {"comparisons": "no column gmf", "lesions": "no column wmf", "sites": "no column gmf"}),
         (confounded, {"sites": "never meet at one site (A: 0 MS, 34 HC; B: 78 MS, 0 HC)"}),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bids_sodium.core.errors import DataError
+from bids_sodium.group import ms
 from bids_sodium.group._ms_clinical import scores, with_norms
 from bids_sodium.group.ms import MsParams, analyse
 from bids_sodium.simulate.cohort import ms_cohort
@@ -95,10 +96,20 @@ def test_raw_numbers_under_the_name_of_a_z_score_are_left_out() -> None:
     people = pd.DataFrame({"z_brixton": [6.0, 7.0, 5.0, 6.0, 8.0], "z_sdmt": [-1.0, 0.5, -0.2, -11.0, 0.1]})
     found, notes = scores(people, MsParams(), None)
     assert "z_brixton" not in found
-    assert any("z_brixton runs from 5 to 8 with median 6, which are no z scores" in note for note in notes)
+    assert any(
+        "z_brixton runs from 5 to 8 with median 6 in 5 participants, which are no z scores" in note for note in notes
+    )
     # one person far below the norms is no reason to lose the others
     assert "z_sdmt" in found
     assert any("z_sdmt: 1 value beyond 10 SD" in note for note in notes)
+
+
+def test_z_scores_under_the_name_of_a_raw_score_are_left_out() -> None:
+    people = pd.DataFrame({"sdmt": [-1.0, 0.5, -0.2, -2.0, 0.1], "age": 40.0})
+    norms = pd.DataFrame({"score": ["sdmt"], "mean": [55.0], "sd": [9.0]})
+    found, notes = scores(people, MsParams(), norms)
+    assert "z_sdmt" not in found
+    assert any("sdmt runs from -2 to 0.5 in 5 participants, by its norms -6.1 SD" in note for note in notes)
 
 
 def test_other_names_of_the_walk_fatigue_and_premorbid_scores() -> None:
@@ -125,6 +136,13 @@ def test_raw_scores_and_norms_give_the_study_of_the_z_scores() -> None:
         left, right = (s[name].results for s in (a, b))
         np.testing.assert_allclose(left["estimate"], right["estimate"], rtol=1e-8, atol=1e-12)
     assert (a["table1"].data["layout"] == b["table1"].data["layout"]).all(axis=None)
+
+
+def test_words_of_no_concern_are_not_told_and_scores_with_units_are() -> None:
+    table = ms_cohort(np.random.default_rng(2), (6, 4, 5, 3)).table
+    table = table.assign(handedness="R", scanner_software="R5.6", fatigue=table["fatigue"].map("{:.1f} points".format))
+    notes = ms._view(table, MsParams(), None, None).notes
+    assert [note.split(" could not be read")[0] for note in notes] == ["fatigue"]
 
 
 def test_labels_of_groups_are_mapped_in_the_configuration() -> None:

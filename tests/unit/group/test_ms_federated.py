@@ -113,6 +113,31 @@ def test_site_dummies_give_the_within_site_difference(cohort: pd.DataFrame) -> N
     assert result["moved"] == pytest.approx(result["plain"], rel=1e-9)
 
 
+def test_groups_that_never_meet_are_refused_with_the_counts_of_the_sites() -> None:
+    table = ms_cohort(np.random.default_rng(5)).table
+    table["site"] = np.where(table["group"] == "HC", "A", "B")
+    study = analyse_summaries(summarise(table, PARAMS, default_site="x"), PARAMS)
+    told = study["comparisons"].data["left_out"].set_index("part")["reason"]
+    words = "MS and HC never meet at one site (A: 0 MS, 34 HC; B: 78 MS, 0 HC): site and group are confounded"
+    assert told["tsc_cgm, MS - HC"] == words
+    assert words in study["meta"].left_out
+    # groups of one site are compared
+    assert "SPMS - RRMS" in set(study["comparisons"].results["term"])
+
+
+def test_site_by_diagnosis_is_told_without_rows(shared: list[Summary], cohort: pd.DataFrame) -> None:
+    counts = analyse_summaries(shared, PARAMS)["sites"].data["counts"].set_index("site")
+    people = cohort.drop_duplicates("participant_id")
+    true = pd.crosstab(people["site"], people["group"])
+    for site in counts.index:
+        few = true.loc[site, ["RRMS", "SPMS"]].min() < 5
+        for group in ("HC", "CIS", "RRMS", "SPMS"):
+            # with the few of one course the other's are withheld too: the difference to MS would tell them
+            withheld = true.loc[site, group] < 5 or (few and group in {"RRMS", "SPMS"})
+            assert np.isnan(counts.loc[site, group]) if withheld else counts.loc[site, group] == true.loc[site, group]
+        assert counts.loc[site, "MS"] == true.loc[site, ["RRMS", "SPMS"]].sum()
+
+
 def test_meta_analysis_has_one_line_a_site_and_a_prediction(shared: list[Summary]) -> None:
     forest = analyse_summaries(shared, PARAMS)["meta"].data["forest"]
     lines = forest[(forest["term"] == "MS - HC") & forest["outcome"].str.contains("cortical")]

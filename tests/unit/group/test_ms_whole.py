@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_sodium.app import _write_study
 from bids_sodium.core.errors import ConfigError, DataError, InternalError
 from bids_sodium.group import ms
 from bids_sodium.group._ms_sites import regions, travelled
 from bids_sodium.group._ms_view import Known
 from bids_sodium.group.ms import MsParams, analyse, label
-from bids_sodium.group.results import SELF_TEST, Ledger, Study, check_pools, check_rows
+from bids_sodium.group.results import SELF_TEST, Ledger, Study, by_reason, check_pools, check_rows
+from bids_sodium.report.groups import group_page
 from bids_sodium.simulate.cohort import Cohort, MsCohortParams, ms_cohort
 from bids_sodium.simulate.consortium import ConsortiumParams, consortium
 from bids_sodium.stats.harmonization import combat
@@ -453,6 +456,18 @@ def test_collinear_covariates_are_named_and_the_other_analyses_done() -> None:
     assert not study["table2"].left_out
 
 
+@pytest.mark.parametrize("decimals", [8, 3])
+def test_fractions_that_add_up_are_collinear_whatever_digits_the_table_keeps(decimals: int) -> None:
+    table = ms_cohort(np.random.default_rng(5)).table
+    for column in ("gmf", "wmf", "bpf"):
+        table[column] = table[column].round(decimals)
+    params = replace(SMALL, forced_all=("gmf", "wmf", "bpf"), forced_ms=("gmf", "wmf"))
+    study = analyse(table, params)
+    told = study["univariable"].data["left_out"]
+    assert told["reason"].str.startswith("gmf, wmf, bpf are collinear in 96 rows").tolist() == [True]
+    assert set(study["regressions"].results["subset"]) == {"MS"}
+
+
 def test_fewer_people_than_the_model_needs_are_counted() -> None:
     table = ms_cohort(np.random.default_rng(5), (6, 4, 5, 3)).table
     told = left_out(table, SMALL, "univariable")
@@ -571,3 +586,65 @@ def test_marks_of_both_tables_follow_the_paper() -> None:
     assert seen >= 35
     assert "‡ p<0.01 compared with RRMS" in study["table1"].text
     assert study["table2"].data["layout"].set_index("variable").loc[label("tsc_t1hypo"), "SPMS"] == "57.45 (7.43)"
+
+
+# ---- files and page ----
+
+
+def test_every_column_of_every_file_is_described(study: Study, tmp_path: Path) -> None:
+    _write_study(tmp_path, study, settings={})
+    undescribed: list[tuple[str, str]] = []
+    for path in sorted(tmp_path.glob("group_*.tsv")):
+        entries = json.loads(path.with_suffix(".json").read_text())
+        # the columns of the printed Table 3 say themselves what they are
+        columns = path.read_text().split("\n", 1)[0].split("\t") if "table3_layout" not in path.name else []
+        undescribed += [(path.name, c) for c in columns if entries[c]["Description"] in {c, ""}]
+    assert undescribed == []
+
+
+@pytest.mark.slow
+def test_the_page_speaks_of_names_and_keeps_no_figure_of_an_earlier_run(study: Study, tmp_path: Path) -> None:
+    _write_study(tmp_path, study, settings={})
+    (tmp_path / "group_figures").mkdir()
+    for old in ("regions_gone.svg", "regions_gone.png"):
+        (tmp_path / "group_figures" / old).write_text("old")
+    page = group_page(tmp_path).read_text()
+    drawn = {path.name for path in (tmp_path / "group_figures").iterdir()}
+    assert not {name for name in drawn if name.startswith("regions_gone")}
+    # every figure of the page is there, and every one there is on the page
+    shown = set(re.findall(r'src="group_figures/([^"]+)"', page))
+    assert shown == {name for name in drawn if name.endswith(".svg")}
+    assert {"comparisons_tsc.svg", "joint_tsc.svg", "meta_nawm.svg", "regressions_partial_ms.svg"} <= shown
+    for heading in ("Table 1: ", "Table 2: ", "Table 3: "):
+        assert f"<h2>{heading}" in page
+    text = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)  # settings have their own names
+    cells = set(re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text))
+    assert not {
+        cell for cell in cells if re.search(r"\b(tsc_cgm|gmf|wmf|nart_iq|sexn|t2lv_ml|ci_low|p_adjusted)\b", cell)
+    }
+    assert "&lt;0.001" in cells
+
+
+def test_reasons_stand_once_with_all_that_they_cost() -> None:
+    found = by_reason([("joint", "a", "few"), ("joint", "b", "few"), ("sites", "c", "few"), ("sites", "d", "none")])
+    assert found == [("few", {"joint": ["a", "b"], "sites": ["c"]}), ("none", {"sites": ["d"]})]
+    ledger = Ledger("x", "X")
+    for part in "abcde":
+        ledger.skip(part, "1 member; 3 are needed")
+    ledger.skip("f", "no column")
+    assert ledger.close().left_out == "a, b, c and 2 more: 1 member; 3 are needed; f: no column"
+
+
+def test_labels_nobody_knows_are_counted_and_told_how_to_map() -> None:
+    table = ms_cohort(np.random.default_rng(5), (6, 4, 5, 3)).table
+    table["group"] = table["group"].replace({"SPMS": "progressive"})
+    told = left_out(table, SMALL, "participants")
+    assert "3 participants of a group that is none of HC, CIS, RRMS, SPMS" in told
+    assert 'ms.group_aliases = [["progressive", "RRMS"]]' in told
+
+
+def test_nobody_with_a_group_is_an_error() -> None:
+    table = ms_cohort(np.random.default_rng(5), (6, 4, 5, 3)).table
+    for change in (table.drop(columns="group"), table.assign(group="n/a")):
+        with pytest.raises(DataError, match="nobody of 18 participants has a group"):
+            analyse(change, SMALL)

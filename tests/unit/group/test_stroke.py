@@ -103,6 +103,19 @@ def test_sigmoid_is_read_with_its_intervals(study: Study) -> None:
     assert (curves["ci_low"] <= curves["ci_high"])[curves["ci_low"].notna()].all()
 
 
+def test_what_to_quote_of_the_sigmoid_is_a_table_of_its_own(study: Study) -> None:
+    quoted = study["sigmoid"].data["quoted"]
+    for outcome, rows in quoted.groupby("outcome"):
+        told = rows.set_index("term")
+        assert told.loc["asymptote identifiable", "note"].startswith("a power law"), outcome
+        for hour in (24, 48, 60, 70):
+            row = told.loc[f"f({hour} h) (%)"]
+            assert row["ci_low"] < row["estimate"] < row["ci_high"]
+        alpha = told.loc["alpha (%)"]
+        assert np.isinf(alpha["ci_high"]) == ("unbounded" in alpha["note"])
+    assert set(quoted["outcome"]) == {"sodium signal change (%)", "TSC change (%)"}
+
+
 def test_two_random_effects_give_every_subject_a_curve(study: Study) -> None:
     for second in ("delay", "rate"):
         found = rows(study, "sigmoid", model=f"sigmoid, random asymptote and {second}")
@@ -115,6 +128,32 @@ def test_two_random_effects_give_every_subject_a_curve(study: Study) -> None:
     assert own["ci_low"].le(own["value"]).all()
     # dashed outside a subject's own scans
     assert own.groupby("participant_id")["inside"].mean().lt(1.0).all()
+
+
+def test_adc_has_the_curves_that_differ_between_subjects_too(study: Study) -> None:
+    found = study["adc"].results
+    models = set(found.loc[found["term"] == "AIC", "model"])
+    assert models == {f"sigmoid, random asymptote{second}" for second in ("", " and delay", " and rate")}
+    own = study["adc"].data["subjects"]
+    assert own["participant_id"].nunique() == study["adc"].data["points"]["participant_id"].nunique()
+    plateaus = study["adc"].data["plateaus"]
+    assert abs(plateaus["plateau_percent"].mean() - found.set_index("term").loc["plateau (%)", "estimate"]) < 2.0
+
+
+def test_a_curve_without_a_maximum_has_no_interval(study: Study) -> None:
+    """Seed 3: the ADC of random asymptote and delay runs towards t50 = 0."""
+    rows = study["adc"].results
+    told = rows[rows["note"].str.contains("no inner maximum")]
+    assert len(told)
+    assert told[["se", "ci_low", "ci_high"]].isna().all(axis=None)
+    without = set(told["model"])
+    assert not set(rows.loc[rows["model"].isin(without), "term"]) & {"mean asymptote (%)", "t50 (h)", "delta"}
+    curves = study["adc"].data["curves"]
+    assert curves.loc[curves["model"].isin(without), "ci_low"].isna().all()
+    reasons = study.left_out["part"]
+    assert all(
+        (reasons == f"adc, {name.removeprefix('sigmoid, ')}: asymptote, t50 and their spread").any() for name in without
+    )
 
 
 def test_extrapolation_is_named(study: Study) -> None:
@@ -258,7 +297,13 @@ def nothing_kept(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("change", "left_out"),
     [
-        (one_session, {"regions_time": "all 4 regions in both windows"}),
+        (
+            one_session,
+            {
+                "regions_time": "all 4 regions in both windows",
+                "correlations": "0 subjects with both measures in several scans; 3 are needed",
+            },
+        ),
         (no_necrosis, {"volumes": "ionic and necrosis", "prediction": "both volumes", "regions_time": "1 region"}),
         (no_diffusion, {"adc": "0 subjects with adc values", "regions_time": "0 regions with adc"}),
         (
@@ -266,12 +311,24 @@ def nothing_kept(table: pd.DataFrame) -> pd.DataFrame:
             {"regions": "2 subjects with a value; 3 are needed", "sigmoid": "3 are needed", "courses": "3 are"},
         ),
         (one_patient, {"volumes": "1 subject with both volumes; 3 are needed"}),
-        (constant, {"sigmoid": "equal 10", "volumes": "equal", "correlations": "equal"}),
+        (
+            constant,
+            {
+                "sigmoid": "equal 10",
+                "volumes": "equal",
+                "correlations": "all 15 values of ionic oedema (mL) equal 5",
+                "prediction": "values of cytotoxic oedema (mL) equal 5",
+                "prognosis": "sodium change (%) does not vary over",
+            },
+        ),
         (bare, {"volumes": "both volumes", "prediction": "both volumes"}),
         (text_scores, {"correlations": "are no numbers"}),
         (same_time, {"sigmoid": "different times"}),
         (nothing_kept, {"regions": "", "sigmoid": "0 subjects", "adc": "0 subjects"}),
-        (no_times, {"regions": "none of 756 rows of regions enters: 639 no time from onset to scan", "adc": "0 sub"}),
+        (
+            no_times,
+            {"regions": "none of 756 rows of regions enters: 639 no time from onset to scan", "adc": "0 subjects"},
+        ),
         (in_minutes, {"courses": "scanned ... h after onset, later than ... h", "sigmoid": "0 subjects with na"}),
         (before_onset, {"regions": "scanned ... h after onset, which is not after onset", "adc": "0 subjects"}),
         (
@@ -298,6 +355,15 @@ def test_what_cannot_be_computed_is_said_and_the_rest_is_done(
     for analysis in study.analyses:
         check_rows(analysis.results)
         assert bool(analysis.left_out) == (not len(analysis.results) and not analysis.data)
+
+
+def test_what_needs_the_final_necrosis_is_left_out_by_name_without_it() -> None:
+    study = analyse(no_necrosis(cohort()), FAST, np.random.default_rng(0))
+    left_out = {a.name for a in study.analyses if a.left_out}
+    assert left_out == {"regions_time", "prediction", "prognosis", "agreement"}
+    assert "0 subjects with both volumes" in study["prediction"].left_out
+    times = analyse(no_times(cohort()), FAST, np.random.default_rng(0))
+    assert {a.name for a in times.analyses if not a.left_out} == {"exclusions"}
 
 
 def test_a_table_that_contradicts_itself_stops_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_numbers_are_those_of_the_table(table: pd.DataFrame) -> None:
         icc = row(found, str(label), "ICC(A,1)")
         assert icc["estimate"] == pytest.approx(intraclass(rows[["volume_a_ml", "volume_b_ml"]]).icc)
     points = found.data["points"]
-    np.testing.assert_allclose(points["difference_ml"], points["volume_b_ml"] - points["volume_a_ml"])
+    np.testing.assert_allclose(points["volume_difference_ml"], points["volume_b_ml"] - points["volume_a_ml"])
     assert len(points) == len(table)
 
 

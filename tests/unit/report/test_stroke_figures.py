@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from bids_sodium.app import _write_study
+from bids_sodium.bidsio.files import read_json, write_volume
+from bids_sodium.core.data import Grid, Volume
 from bids_sodium.group import stroke
 from bids_sodium.group.stroke import StrokeParams
 from bids_sodium.report import _stroke_figures as draw
-from bids_sodium.report._stroke_page import stroke_section
+from bids_sodium.report import _stroke_sections as beside
+from bids_sodium.report._stroke_page import _images, stroke_section
+from bids_sodium.report.groups import GROUP_INDEX, group_page
 from bids_sodium.simulate.cohort import stroke_cohort
 from bids_sodium.simulate.fate import fate_cells, rater_table
 
@@ -21,7 +26,7 @@ from bids_sodium.simulate.fate import fate_cells, rater_table
 def points(**volumes: tuple[list[float], list[float]]) -> pd.DataFrame:
     parts = [
         pd.DataFrame({"label": label, "volume_a_ml": a, "volume_b_ml": b}).assign(
-            difference_ml=lambda t: t["volume_b_ml"] - t["volume_a_ml"]
+            volume_difference_ml=lambda t: t["volume_b_ml"] - t["volume_a_ml"]
         )
         for label, (a, b) in volumes.items()
     ]
@@ -103,3 +108,111 @@ def test_what_the_tables_lack_is_not_drawn(output: Path, tmp_path: Path) -> None
     _, _, text = stroke_section(tmp_path)
     assert {path.name for path in (tmp_path / "group_figures").iterdir()} == {"paper_figure4.svg", "paper_figure4.png"}
     assert "paper_raters" not in text
+
+
+def test_every_section_has_its_figure_in_both_forms(output: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    shutil.copytree(output, place, ignore=shutil.ignore_patterns("group_figures"))
+    page = group_page(place).read_text()
+    drawn = {path.name for path in (place / "group_figures").iterdir()}
+    assert {Path(name).stem for name in drawn if name.endswith(".svg")} == {
+        Path(name).stem for name in drawn if name.endswith(".png")
+    }
+    for analysis in read_json(output / GROUP_INDEX)["Analyses"]:
+        assert not analysis["LeftOut"]
+        name = analysis["Name"]
+        assert any(f"{name}_{key}.svg" in drawn for key, _, _ in beside.FIGURES[name]), name
+        assert f"group_figures/{name}_" in page
+    assert "Every region that does not enter, and why" in page
+
+
+def frames(output: Path, name: str) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    table = pd.read_csv(output / f"group_{name}.tsv", sep="\t", na_values="n/a", keep_default_na=False)
+    parts = output.glob(f"group_{name}_*.tsv")
+    return {p.stem.removeprefix(f"group_{name}_"): pd.read_csv(p, sep="\t", na_values="n/a") for p in parts}, table
+
+
+def test_every_region_of_every_contrast_is_shown_with_both_windows(output: Path) -> None:
+    data, results = frames(output, "regions")
+    figure = beside.region_changes(data, results)
+    assert figure is not None
+    assert [axis.get_xlabel() for axis in figure.axes] == list(dict.fromkeys(results["outcome"]))
+    places = {label.get_text(): tick for tick, label in enumerate(figure.axes[0].get_yticklabels())}
+    for axis, outcome in zip(figure.axes, dict.fromkeys(results["outcome"]), strict=True):
+        dots = {line.get_label(): np.asarray(line.get_xydata()) for line in axis.get_lines()}
+        for window in ("early window", "late window"):
+            rows = results[(results["outcome"] == outcome) & (results["subset"] == window)]
+            np.testing.assert_allclose(dots[window][:, 0], rows["estimate"])
+            np.testing.assert_array_equal(np.rint(dots[window][:, 1]), [places[roi] for roi in rows["term"]])
+
+
+def test_the_plateau_is_that_of_the_table(output: Path) -> None:
+    data, results = frames(output, "adc")
+    figure = beside.plateau(data, results)
+    assert figure is not None
+    level = results.loc[results["term"] == "plateau (%)", "estimate"].item()
+    heights = [np.asarray(line.get_ydata(), dtype=float) for line in figure.axes[0].get_lines()]
+    assert any(y.size > 10 and np.allclose(y, level) for y in heights)
+    assert beside.plateau({}, results) is None
+
+
+def test_scans_stand_at_their_times() -> None:
+    scans = pd.DataFrame(
+        {
+            "participant_id": ["sub-01", "sub-01", "sub-02", "sub-03"],
+            "session_id": ["a", "b", "a", "a"],
+            "t_h": [6.0, 40.0, 20.0, np.nan],
+            "window": ["early", "late", "early", ""],
+        }
+    )
+    figure = beside.scan_times({"scans": scans}, scans)
+    assert figure is not None
+    dots = {line.get_label(): np.asarray(line.get_xydata()) for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(sorted(dots["early window"][:, 0]), [6.0, 20.0])
+    np.testing.assert_allclose(dots["late window"], [[40.0, 1.0]])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["02", "01"]
+    assert beside.scan_times({"scans": scans.assign(t_h=np.nan)}, scans) is None
+
+
+def test_sizes_of_trials_are_those_of_the_lowest_power(output: Path) -> None:
+    data, results = frames(output, "planning")
+    figure = beside.trial_sizes(data, results)
+    assert figure is not None
+    first = results[results["term"].str.endswith("power 80 %") & (results["outcome"] == figure.axes[0].get_title())]
+    dots = {line.get_label(): np.asarray(line.get_xdata(), dtype=float) for line in figure.axes[0].get_lines()}
+    for effect in ("5", "10", "20"):
+        rows = first[first["term"].str.startswith(f"effect of {effect} points")]
+        np.testing.assert_allclose(dots[f"effect of {effect} points"], rows["estimate"])
+
+
+def test_the_follow_up_shows_the_anatomy_and_the_final_necrosis(output: Path, tmp_path: Path) -> None:
+    for name in ("volumes_points", "exclusions_scans"):
+        (tmp_path / f"group_{name}.tsv").write_text((output / f"group_{name}.tsv").read_text())
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = -80.0
+    grid = Grid((20, 20, 20), affine)
+    mask = np.zeros(grid.shape, dtype=np.uint8)
+    mask[5:9, 5:9, 8:12] = 1
+    folder = tmp_path / "sub-01" / "ses-m3" / "anat"
+    folder.mkdir(parents=True)
+    image = np.random.default_rng(0).uniform(100.0, 900.0, grid.shape).astype(np.float32)
+    write_volume(folder / "sub-01_ses-m3_desc-preproc_T1w.nii.gz", Volume(image, grid))
+    write_volume(folder / "sub-01_ses-m3_label-necrosis_desc-consensus_mask.nii.gz", Volume(mask, grid))
+    figure = _images(tmp_path)
+    assert figure is not None
+    *others, last = figure.axes
+    assert last.get_title() == "T1w, follow-up"
+    assert len(last.images) == 1
+    assert len(last.collections) == 1
+    assert all(not axis.images for axis in others)
+    shown = np.asarray(last.images[0].get_array())
+    assert 0.5 < shown.max() < 1.2
+
+
+def test_every_column_behind_a_figure_has_its_meaning(output: Path) -> None:
+    for analysis in read_json(output / GROUP_INDEX)["Analyses"]:
+        for key in analysis["Data"]:
+            entries = read_json(output / f"group_{analysis['Name']}_{key}.json")
+            told = {name: entry["Description"] for name, entry in entries.items() if isinstance(entry, dict)}
+            assert told
+            assert not [name for name, words in told.items() if words == name], (analysis["Name"], key)

@@ -79,6 +79,13 @@ def test_mixed_logistic_equals_brute_force() -> None:
     np.testing.assert_allclose(_Intercepts(units, 15, 10.0).per_subject(v), expected, atol=1e-6)
 
 
+def test_five_nodes_are_enough_for_many_units() -> None:
+    few, many = (mixed_logistic(Y, X, WHO, names=["na", "adc"], nodes=nodes) for nodes in (5, 15))
+    np.testing.assert_allclose(few.estimate, many.estimate, atol=1e-4 * float(many.se.min()))
+    np.testing.assert_allclose(few.se, many.se, rtol=1e-5)
+    assert few.sd_subject == pytest.approx(many.sd_subject, rel=1e-4)
+
+
 def test_left_out_subjects_do_not_take_part() -> None:
     changed = Y.copy()
     changed[WHO == "s07"] = 1.0 - changed[WHO == "s07"]

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from bids_sodium.core.errors import DataError, EstimationError
+from bids_sodium.stats.harmonization import moments
 from bids_sodium.stats.regression import (
     backward,
+    backward_moments,
     bca,
     group_difference,
     group_means,
@@ -54,6 +56,24 @@ def test_elimination_refuses_a_column_twice(cohort: pd.DataFrame) -> None:
         backward(cohort, "edss", ["tsc"], "tsc")
 
 
+@pytest.mark.parametrize("decimals", [12, 4, 3])
+def test_elimination_refuses_columns_that_add_up_but_for_rounding(cohort: pd.DataFrame, decimals: int) -> None:
+    rng = np.random.default_rng(3)
+    grey, white = rng.normal(0.45, 0.012, len(cohort)), rng.normal(0.31, 0.015, len(cohort))
+    table = cohort.assign(grey=grey, white=white, whole=grey + white)
+    table[["grey", "white", "whole"]] = table[["grey", "white", "whole"]].round(decimals)
+    outcome, other = "edss", "tsc"
+    words = f"grey, white, whole are collinear in {len(cohort)} rows"
+    with pytest.raises(EstimationError, match=words):
+        backward(table, outcome, ["grey", other], ["white", "whole"])
+    X = np.column_stack([np.ones(len(table)), table[["grey", other, "white", "whole"]]])
+    halves = [moments(X[:40], table[outcome][:40]), moments(X[40:], table[outcome][40:])]
+    with pytest.raises(EstimationError, match=words):
+        backward_moments(halves, outcome, ["grey", other], ["white", "whole"])
+    # two of them say different things
+    assert backward(table, outcome, ["grey", other], ["white"]).forced == ("white",)
+
+
 def test_selection_frequency_knows_the_signal(cohort: pd.DataFrame) -> None:
     share = selection_frequency(
         cohort, "edss", ["tsc", "t2", "t1"], "gmf", rng=np.random.default_rng(1), n_resamples=60
@@ -70,6 +90,18 @@ def test_selection_follows_the_elimination(cohort: pd.DataFrame) -> None:
     share = selection_frequency(cohort, "edss", ["tsc", "t2", "t1"], "gmf", rng=Once(np.random.PCG64(0)), n_resamples=1)
     kept = backward(cohort, "edss", ["tsc", "t2", "t1"], "gmf").retained
     assert [name for name, value in share.items() if value] == list(kept)
+
+
+def test_selection_frequency_is_the_share_of_eliminations_of_the_resamples(cohort: pd.DataFrame) -> None:
+    n, R, names = 30, 25, ["tsc", "t2", "t1"]
+    table = cohort.iloc[:n]
+    rng, kept = np.random.default_rng(4), dict.fromkeys(names, 0)
+    for _ in range(R):
+        for name in backward(table.iloc[rng.integers(0, n, n)], "edss", names, "gmf", p_enter=0.5).retained:
+            kept[name] += 1
+    share = selection_frequency(table, "edss", names, "gmf", p_enter=0.5, rng=np.random.default_rng(4), n_resamples=R)
+    assert share == pytest.approx({name: count / R for name, count in kept.items()})
+    assert 0 < share["t2"] < 1
 
 
 def test_coefficients_by_name(cohort: pd.DataFrame) -> None:
