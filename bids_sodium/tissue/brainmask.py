@@ -118,10 +118,11 @@ def trimmed(
     outside_mm: Array,
     inside_mm: Array,
 ) -> Mask:
-    """Return the template's mask refined by intensity within 2.5 mm of its surface.
+    """Return the template's mask refined by intensity near its surface.
 
     Bright scalp is cut off, cortex that sticks out is added, and where the skull is darker than CSF by more than the
-    noise the border follows the edge between the two.
+    noise the border follows the edge between the two: 2.5 mm inwards and, over dark skull, 3.5 mm outwards. Half way
+    between the two is half way of the signals; a magnitude image shows ``sqrt(signal^2 + noise^2)``.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def trimmed(
     """
     from scipy.ndimage import binary_closing, binary_fill_holes, binary_opening, label
 
-    outer = ~brain & (outside_mm <= 2.5)
+    reach_mm = 2.5
     rim = brain & (inside_mm <= 2.5)
     fat = 2.0 * modes["WM"] - modes["GM"]
     refined = brain & ~(rim & (y > fat))
@@ -152,8 +153,11 @@ def trimmed(
     bone = float(np.median(y[shell])) if shell.any() else modes["CSF"]
     floor = cortex
     if modes["CSF"] - bone > 2.0 * noise:
-        floor = 0.5 * (modes["CSF"] + bone)
+        half = 0.5 * (_signal(modes["CSF"], noise) + _signal(bone, noise))
+        floor = float(np.hypot(half, noise))
         refined &= ~(rim & (y < floor))
+        reach_mm = 3.5
+    outer = ~brain & (outside_mm <= reach_mm)
     refined |= outer & (y > floor) & (y < fat)
     refined = np.asarray(binary_fill_holes(binary_closing(binary_opening(refined))))
     parts, count = label(refined)
@@ -161,6 +165,13 @@ def trimmed(
         sizes = np.bincount(parts.ravel())[1:]
         refined = np.asarray(parts == 1 + int(sizes.argmax()))
     return refined
+
+
+def _signal(mean: float, noise: float) -> float:
+    """Return the signal behind the mean of a magnitude: nothing where the mean is that of noise alone."""
+    # Rayleigh: mean^2 = pi/2 noise^2 without signal; Rice: signal^2 + noise^2 well above the noise
+    beneath = 1.0 if mean > 2.0 * noise else 0.5 * np.pi
+    return float(np.sqrt(max(mean**2 - beneath * noise**2, 0.0)))
 
 
 def _canonical(affine: NDArray[np.float64]) -> tuple[tuple[int, ...], NDArray[np.float64]]:

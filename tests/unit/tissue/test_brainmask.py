@@ -49,6 +49,21 @@ def test_trimming_follows_the_border_of_the_image_both_ways() -> None:
         assert (found ^ truth).sum() < 0.02 * truth.sum()
 
 
+@pytest.mark.parametrize("radius", [8.5, 11.0, 13.0])
+def test_border_between_fluid_and_dark_skull_lies_half_way_of_the_signals(radius: float) -> None:
+    """A magnitude image lifts what is dark, most where there is no signal: the border must not move inwards with it."""
+    noise, modes = 35.0, {"CSF": 180.0, "GM": 640.0, "WM": 1000.0}
+    edge = np.clip(11.5 - R, 0.0, 1.0)  # half way at 11 voxels
+    signal = np.select([R < 7, R < 9], [1000.0, 640.0], 180.0 * edge)
+    image = np.where(signal > 0, np.hypot(signal, noise), np.sqrt(np.pi / 2) * noise).astype(np.float32)
+    mask = radius > R
+    outside, inside = distances(mask)
+    seen = modes | {"CSF": float(np.hypot(180.0, noise))}
+    found = trimmed(image, mask, seen, noise=noise, outside_mm=outside, inside_mm=inside)
+    truth = R < 11
+    assert (found ^ truth).sum() < 0.02 * truth.sum()
+
+
 class Network(ModuleType):
     """Stands in for deepbet: it finds what is bright, and only in an image whose axes run right, front and up."""
 

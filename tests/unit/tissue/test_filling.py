@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,27 @@ def test_nothing_changes_outside_the_lesions_or_in_grey_matter() -> None:
     untouched = ~lesions | (white == 0)
     np.testing.assert_array_equal(filled.data[untouched], t1w.data[untouched])
     np.testing.assert_array_equal(t1w.data, before)
+
+
+@pytest.mark.parametrize("params", METHODS, ids=lambda params: params.method)
+def test_lesion_in_a_soft_border_gets_the_mixture_of_other_voxels_there(params: FillingParams) -> None:
+    """White and grey matter mix over 8 voxels, and the prior says how; the fill is as dark as the prior is believed."""
+    x, y, z = np.indices(SHAPE)
+    white = np.clip((34.0 - x) / 8.0, 0.0, 1.0).astype(np.float32)
+    clean = 550.0 + 250.0 * white
+    lesions = ((x - 28) ** 2 + (y - 30) ** 2 + (z - 30) ** 2 < 36) & (white >= 0.5)
+    seen = np.where(lesions, 400.0, clean) + np.random.default_rng(0).normal(0, 5, SHAPE)
+    image = Volume(seen.astype(np.float32), Grid.centred(SHAPE, 1.0))
+    mixed = lesions & (white < 0.9)
+    error = {}
+    for share in (0.0, params.other_tissue, 1.0):
+        own = replace(params, other_tissue=share)
+        filled = fill(image, lesions, white, own, np.random.default_rng(1)).data
+        error[share] = float((filled - clean)[mixed].mean())
+    lack = float(250.0 * (1.0 - white[mixed]).mean())
+    assert error[0.0] == pytest.approx(lack, rel=0.1)
+    assert error[params.other_tissue] == pytest.approx((1.0 - params.other_tissue) * lack, abs=0.1 * lack)
+    assert abs(error[1.0]) < 0.1 * lack
 
 
 def test_partial_lesion_is_replaced_by_its_share() -> None:
