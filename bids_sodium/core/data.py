@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bids_sodium.core.errors import DataError, GeometryError
 
-__all__ = ["Grid", "HeadTemplate", "KSpace", "Trajectory", "Volume"]
+__all__ = ["Grid", "HeadTemplate", "KSpace", "Trajectory", "Volume", "box_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +119,24 @@ class Grid:
     def same_as(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Tell whether two grids have the same shape and lie at the same place."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=tolerance_mm))
+
+
+def box_of(mask: NDArray[np.bool_], margin: int | NDArray[np.int_] = 0) -> tuple[slice, slice, slice]:
+    """Return the box of an image that holds a mask, so many voxels wider; the whole image for an empty mask.
+
+    Examples
+    --------
+    >>> mask = np.zeros((9, 9, 9), dtype=bool)
+    >>> mask[3:5, 0, 8] = True
+    >>> box_of(mask, 1)
+    (slice(2, 6, None), slice(0, 2, None), slice(7, 9, None))
+    """
+    spans = []
+    for axis, more in enumerate(np.broadcast_to(margin, 3).tolist()):
+        n = mask.shape[axis]
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        spans.append(slice(max(int(hit[0]) - more, 0), min(int(hit[-1]) + 1 + more, n)) if hit.size else slice(0, n))
+    return spans[0], spans[1], spans[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

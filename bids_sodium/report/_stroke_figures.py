@@ -23,6 +23,7 @@ __all__ = [
     "HOURS",
     "OF",
     "calibration_and_roc",
+    "course",
     "courses_with_schemes",
     "joined_points",
     "patients_curves",
@@ -110,6 +111,16 @@ def _scheme(axis: Axes, left: str, colour: str) -> None:
     axis.axis("off")
 
 
+def course(axis: Axes, roi: str, rows: DataFrame) -> None:
+    """Draw the course of a region with its band, grey where too few patients support it."""
+    colour, style = COURSE.get(roi, (COLOURS["black"], "-"))
+    good = rows["supported"].to_numpy(dtype=bool)
+    value = rows["value"].to_numpy(dtype=float)
+    axis.fill_between(rows["t_h"], rows["ci_low"], rows["ci_high"], where=good, color=colour, alpha=0.10, linewidth=0)
+    axis.plot(rows["t_h"], np.where(good, np.nan, value), color="0.7", linestyle=style, linewidth=1.2)
+    axis.plot(rows["t_h"], np.where(good, value, np.nan), color=colour, linestyle=style, label=roi)
+
+
 def courses_with_schemes(curves: DataFrame, regions: Mapping[str, Sequence[str]]) -> Figure:
     """Show what the regions are, and their local-linear courses with bands; grey where fewer than three patients are.
 
@@ -131,14 +142,7 @@ def courses_with_schemes(curves: DataFrame, regions: Mapping[str, Sequence[str]]
             rows = curves[(curves["contrast"] == contrast) & (curves["roi"] == roi)].sort_values("t_h")
             if rows.empty:
                 continue
-            colour, style = COURSE.get(roi, (COLOURS["black"], "-"))
-            good = rows["supported"].to_numpy(dtype=bool)
-            value = rows["value"].to_numpy(dtype=float)
-            axis.fill_between(
-                rows["t_h"], rows["ci_low"], rows["ci_high"], where=good, color=colour, alpha=0.10, linewidth=0
-            )
-            axis.plot(rows["t_h"], np.where(good, np.nan, value), color="0.7", linestyle=style, linewidth=1.2)
-            axis.plot(rows["t_h"], np.where(good, value, np.nan), color=colour, linestyle=style, label=roi)
+            course(axis, roi, rows)
         axis.axhline(0.0, color="0.8", linewidth=0.8)
         axis.set_title(f"{'CDE'[column]}  {titles.get(contrast, contrast)}", fontsize=10, loc="left")
         axis.set_xlabel(HOURS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from bids_sodium.report import figures
-from bids_sodium.report._stroke_figures import COURSE, HOURS, OF, joined_points, shades
+from bids_sodium.report._stroke_figures import COURSE, HOURS, OF, course, joined_points, shades
 from bids_sodium.report.figures import COLOURS, _figure, _log_ticks, _plain
 
 if TYPE_CHECKING:
@@ -156,15 +156,8 @@ def courses(data: Data, results: DataFrame) -> Figure | None:
                 rows = curves[(curves["contrast"] == contrast) & (curves["roi"] == roi)].sort_values("t_h")
                 if rows.empty:
                     continue
-                colour, style = COURSE[roi]
-                good = rows["supported"].to_numpy(dtype=bool)
-                value = rows["value"].to_numpy(dtype=float)
-                axis.fill_between(
-                    rows["t_h"], rows["ci_low"], rows["ci_high"], where=good, color=colour, alpha=0.10, linewidth=0
-                )
-                axis.plot(rows["t_h"], np.where(good, np.nan, value), color="0.7", linestyle=style, linewidth=1.2)
-                axis.plot(rows["t_h"], np.where(good, value, np.nan), color=colour, linestyle=style, label=roi)
-                every += [value]
+                course(axis, roi, rows)
+                every += [rows["value"].to_numpy(dtype=float)]
             axis.axhline(0.0, color="0.8", linewidth=0.8)
             _plain(axis)
         if every:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bids_sodium.bidsio.files import read_transform, read_volume, write_table
 from bids_sodium.bidsio.kspace import read_kspace
 from bids_sodium.core.constants import relaxation_of
-from bids_sodium.core.data import Grid, Volume
+from bids_sodium.core.data import Grid, Volume, box_of
 from bids_sodium.core.errors import GeometryError
 from bids_sodium.core.tables import TISSUE_TSC
 from bids_sodium.image.magnitude import correct_noise_floor
@@ -112,7 +112,7 @@ def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Rec
     held = np.logical_or.reduce([np.asarray(volume.data) > 0 for name, volume in maps.items() if name != SOFT])
     for _, path in files.regions:
         held |= np.asarray(read_volume(path).data) > 0
-    box = (slice(None), slice(None), slice(None)) if files.atlases else _box_of(held)
+    box = (slice(None), slice(None), slice(None)) if files.atlases else box_of(held, _MARGIN)
     scan = scan_of(files, params, tsc, known)
     return Inputs(
         maps={name: volume if name == SOFT else volume.cropped(box) for name, volume in maps.items()},
@@ -123,14 +123,6 @@ def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Rec
         scan=scan,
         machine=machine_of(scan),
     )
-
-
-def _box_of(held: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Return the box that holds something, some voxels wider."""
-    x, y, z = (np.flatnonzero(held.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
-    low = [max(int(along[0]) - _MARGIN, 0) if along.size else 0 for along in (x, y, z)]
-    high = [min(int(a[-1]) + _MARGIN + 1, n) if a.size else n for a, n in zip((x, y, z), held.shape, strict=True)]
-    return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
 
 
 def write_tissues(

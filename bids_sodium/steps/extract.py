@@ -32,7 +32,6 @@ from bids_sodium.tissue.rois import RoiParams
 __all__ = ["SODIUM", "VERSION", "Files", "Params", "run"]
 
 VERSION = "4"
-_WITHOUT_CSF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

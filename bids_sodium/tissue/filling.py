@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_sodium.core.data import Volume
+from bids_sodium.core.data import Volume, box_of
 from bids_sodium.core.errors import DataError, EstimationError, GeometryError
 
 __all__ = ["FillingParams", "check_lesions", "fill"]
@@ -168,7 +168,7 @@ def fill(
     if not (share_all > 0).any():
         return t1w
     voxel_mm = np.array(t1w.grid.voxel_mm)
-    box = _box(share_all > 0, np.ceil((4.0 * params.sigma_mm + params.guard_mm) / voxel_mm).astype(int))
+    box = box_of(share_all > 0, np.ceil((4.0 * params.sigma_mm + params.guard_mm) / voxel_mm).astype(int))
     share, prior = share_all[box], np.asarray(white, dtype=np.float32)[box]
     value = np.asarray(t1w.data, dtype=np.float32)[box]
     near = distance_transform_edt(share <= 0, sampling=voxel_mm) <= params.guard_mm
@@ -267,14 +267,6 @@ def _matched(
         left.reshape(-1)[at] = False
         place = place[~rim]
     return np.asarray(pad[1:-1, 1:-1, 1:-1], dtype=np.float32)
-
-
-def _box(mask: NDArray[np.bool_], margin: NDArray[np.int_]) -> tuple[slice, ...]:
-    spans = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        spans.append(slice(max(int(hit[0] - margin[axis]), 0), int(hit[-1] + 1 + margin[axis])))
-    return tuple(spans)
 
 
 def _without_outliers(value: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

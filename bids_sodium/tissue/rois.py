@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_sodium.core.data import box_of
 from bids_sodium.core.errors import ConfigError, DataError, GeometryError
 
 __all__ = ["Agreement", "RoiParams", "Verdict", "agreement", "atoms", "combine", "consensus", "names_in", "screen"]
@@ -314,14 +315,6 @@ def _signed_distance(mask: Mask, voxel_mm: tuple[float, float, float]) -> NDArra
     return np.asarray(np.where(mask, half - inside, outside - half))
 
 
-def _box(mask: Mask, margin: int = 1) -> tuple[slice, slice, slice]:
-    spans = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        spans.append(slice(max(int(hit[0]) - margin, 0), int(hit[-1]) + 1 + margin))
-    return spans[0], spans[1], spans[2]
-
-
 def consensus(
     raters: Sequence[NDArray[np.generic]],
     voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -382,7 +375,7 @@ def consensus(
     if rule in {"majority", "staple"} or (rule == "average" and not all(mask.any() for mask in masks)):
         return np.asarray(votes > len(masks) / 2)
     if rule == "average":
-        box = _box(np.asarray(votes > 0))
+        box = box_of(np.asarray(votes > 0), 1)
         mean = np.mean([_signed_distance(mask[box], voxel_mm) for mask in masks], axis=0)
         result = np.zeros(votes.shape, dtype=bool)
         result[box] = mean <= 0
@@ -398,7 +391,7 @@ def _staple(masks: Sequence[Mask], votes: NDArray[np.int64]) -> Mask:
     """
     import SimpleITK as sitk  # noqa: N813
 
-    box = _box(np.asarray(votes > 0), margin=2)
+    box = box_of(np.asarray(votes > 0), margin=2)
     images = [sitk.GetImageFromArray(mask[box].astype(np.uint8)) for mask in masks]
     likely = sitk.GetArrayFromImage(sitk.STAPLE(images, 1.0)) > 0.5
     result = np.zeros(votes.shape, dtype=bool)
@@ -443,7 +436,7 @@ def agreement(
     dice = 2 * both / (n_a + n_b) if n_a + n_b else float("nan")
     hausdorff = float("nan")
     if n_a and n_b:
-        box = _box(first | second)
+        box = box_of(first | second, 1)
         hausdorff = _hausdorff95(np.pad(first[box], 1), np.pad(second[box], 1), voxel_mm)
     return Agreement(dice, n_a * ml, n_b * ml, hausdorff)
 
