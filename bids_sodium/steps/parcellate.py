@@ -32,7 +32,7 @@ from bids_sodium.tissue.segmentation import LABELS, SegmentationParams, correct_
 
 __all__ = ["DSEG", "VERSION", "Files", "MaskFile", "Params", "mask_on", "run", "write_labels"]
 
-VERSION = "3"
+VERSION = "4"
 DSEG = Table("dseg", "Labels of a segmentation", (Column("index", "Value in the image"), Column("name", "Its name")))
 """Table of the labels of an image."""
 

@@ -8,6 +8,7 @@ not from a segmentation that the lesions have misled), *normal-appearing white m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,11 @@ __all__ = ["FillingParams", "check_lesions", "fill"]
 
 Array: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
+
+_LEAST_BESIDE = 50
+_SURE = 3.0
+_BEYOND_MM = 3.0
+_PRIORS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +116,7 @@ def fill(
     params: FillingParams,
     rng: np.random.Generator,
 ) -> Volume:
-    """Fill lesions with white matter.
+    """Fill lesions with white matter, and take off what they leave in the voxels beside their mask.
 
     With ``m`` the mask of normal-appearing white matter, ``p`` the prior, ``b`` how much darker a voxel without white
     matter is and ``G`` a Gaussian, the white matter is the normalised convolution
@@ -135,7 +141,8 @@ def fill(
     Returns
     -------
     Volume
-        The filled image; voxels outside the lesions are untouched.
+        The filled image; voxels farther from the lesions than the guard are untouched, as are those within it that
+        lack no more than voxels of the same prior farther away.
 
     Raises
     ------
@@ -171,8 +178,8 @@ def fill(
     box = box_of(share_all > 0, np.ceil((4.0 * params.sigma_mm + params.guard_mm) / voxel_mm).astype(int))
     share, prior = share_all[box], np.asarray(white, dtype=np.float32)[box]
     value = np.asarray(t1w.data, dtype=np.float32)[box]
-    near = distance_transform_edt(share <= 0, sampling=voxel_mm) <= params.guard_mm
-    near |= binary_dilation(share > 0)
+    distance = np.asarray(distance_transform_edt(share <= 0, sampling=voxel_mm), dtype=np.float32)
+    near = (distance <= params.guard_mm) | binary_dilation(share > 0)
     normal = (prior >= params.white_core) & ~near & np.isfinite(value) & (value > 0)
     normal &= _without_outliers(value, normal)
     if int(normal.sum()) < 50:
@@ -182,24 +189,68 @@ def fill(
         )
     target = share > 0
     darker = _darker_by(value, prior, normal, ~near, params)
-    value = value + np.where(normal, np.float32(darker) * (np.float32(1.0) - prior), np.float32(0.0))
-    smooth = _normalised_convolution(value, normal, target, params.sigma_mm / voxel_mm)
+    other = np.float32(darker) * (np.float32(1.0) - prior)
+    around = distance <= max(params.guard_mm, *voxel_mm) + _BEYOND_MM
+    white_here = np.where(normal, value + other, np.float32(0.0))
+    smooth = _normalised_convolution(white_here, normal, around, params.sigma_mm / voxel_mm)
     # a few voxels of white matter by themselves have no mean, and so no residual
     normal &= np.isfinite(smooth)
     if params.method == "patch":
         # the guard lies between the lesion and what is known: the patches grow through it
-        residual = _matched(value - smooth, target | near, normal, voxel_mm, params.patch_candidates, rng)[target]
+        residual = _matched(white_here - smooth, near, normal, voxel_mm, params.patch_candidates, rng)
         # patches say the texture; what is a little dark at a lesion's rim they would carry inwards
-        residual += (value - smooth)[normal].mean() - residual.mean()
+        residual += (white_here - smooth)[normal].mean() - residual[target].mean()
     else:
-        residual = rng.choice((value - smooth)[normal], size=int(target.sum()))
-    other = 1.0 - np.clip(prior[target], params.white_limit, 1.0)
-    filled = smooth[target] + residual - params.other_tissue * darker * other
-    weight = share[target] * np.clip(prior[target] / params.white_limit, 0.0, 1.0)
+        residual = np.zeros_like(smooth)
+        residual[target] = rng.choice((white_here - smooth)[normal], size=int(target.sum()))
+    expected = smooth - params.other_tissue * np.minimum(other, np.float32(darker * (1.0 - params.white_limit)))
+    known = np.isfinite(value)
+    change = _beside(
+        np.where(known & around, smooth - value, np.float32(np.nan)), share, prior, distance, voxel_mm, params
+    )
+    lack = np.where(target & known, expected - value, np.float32(0.0))
+    fade = np.clip(prior / np.float32(params.white_limit), 0.0, 1.0)
+    change[target] = np.where(known, share * fade * (lack + residual), np.float32(0.0))[target]
     data = np.array(t1w.data, dtype=np.float32, copy=True)
-    seen = value[target]
-    data[box][target] = np.where(np.isfinite(seen), seen + weight * (filled - seen), filled)
+    data[box] += change
+    unknown = target & ~known
+    data[box][unknown] = (expected + residual)[unknown]
     return t1w.with_data(data)
+
+
+def _beside(
+    lack: Array, share: Array, prior: Array, distance: Array, voxel_mm: NDArray[np.float64], params: FillingParams
+) -> Array:
+    """Return what lesions take from the voxels beside their mask, whose border is drawn where it is half a lesion.
+
+    As a share of what the lesions nearby lack, by distance from the mask and white matter prior: least squares of what
+    such voxels lack more than those of the same prior a little farther away.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    inside = np.where((share > 0) & np.isfinite(lack), share, np.float32(0.0))
+    sigma = params.guard_mm / voxel_mm
+    around, weight = (gaussian_filter(a, sigma, truncate=3.0) for a in (inside * np.nan_to_num(lack), inside))
+    nearby = around / np.maximum(weight, np.float32(1e-6))
+    found = np.zeros_like(lack)
+    known = np.isfinite(lack) & (share <= 0)
+    beside = known & (distance <= max(params.guard_mm, *voxel_mm))
+    healthy = known & ~beside
+    step = np.round(distance, 2)
+    for low, high in pairwise(_PRIORS):
+        alike = (prior >= low) & (prior < high)
+        if int((alike & healthy).sum()) < _LEAST_BESIDE:
+            continue
+        usual = lack[alike & healthy].mean()
+        for far in np.unique(step[alike & beside]):
+            these = alike & beside & (step == far)
+            more, theirs = (lack[these] - usual).astype(np.float64), nearby[these].astype(np.float64)
+            power = float((theirs**2).sum())
+            size = float((more * theirs).sum()) / max(power, 1e-12)
+            # noise alone is no sign of a lesion
+            if len(more) >= _LEAST_BESIDE and size * np.sqrt(power) > _SURE * more.std():
+                found[these] = min(size, 1.0) * nearby[these]
+    return found
 
 
 def _darker_by(value: Array, prior: Array, normal: Mask, healthy: Mask, params: FillingParams) -> float:

@@ -68,6 +68,23 @@ def test_lesion_in_a_soft_border_gets_the_mixture_of_other_voxels_there(params: 
     assert abs(error[1.0]) < 0.1 * lack
 
 
+@pytest.mark.parametrize("params", METHODS, ids=lambda params: params.method)
+def test_the_outer_half_of_a_soft_lesion_is_taken_off_too(params: FillingParams) -> None:
+    """A mask drawn where a voxel is half lesion leaves the rest of the lesion's border beside it."""
+    x, y, z = np.indices(SHAPE)
+    depth = 8.0 - np.sqrt((x - 30.0) ** 2 + (y - 30.0) ** 2 + (z - 30.0) ** 2)
+    share = np.clip(0.5 + depth / 3.0, 0.0, 1.0)
+    noise = np.random.default_rng(0).normal(0, 10, SHAPE)
+    image = Volume((800.0 - 400.0 * share + noise).astype(np.float32), Grid.centred(SHAPE, 1.0))
+    filled = fill(image, share >= 0.5, np.ones(SHAPE), params, np.random.default_rng(1))
+    error = filled.data - 800.0
+    beside = (share > 0) & (share < 0.5)
+    assert (image.data[beside] - 800.0).mean() < -60.0
+    assert abs(error[beside].mean()) < 6.0
+    assert abs(error[share > 0].mean()) < 3.0
+    np.testing.assert_array_equal(filled.data[depth < -3.0], image.data[depth < -3.0])
+
+
 def test_partial_lesion_is_replaced_by_its_share() -> None:
     t1w, lesions, white, _ = scene(noise=0.0)
     half = fill(t1w, 0.5 * lesions, white, PARAMS, np.random.default_rng(1))
