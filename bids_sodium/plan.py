@@ -23,7 +23,7 @@ from bids_sodium.bidsio.names import output
 from bids_sodium.bidsio.segmentations import choose
 from bids_sodium.engine.tasks import Task, in_order
 from bids_sodium.image.receive import ReceiveParams
-from bids_sodium.steps import align, delineate, extract, parcellate, quantify, reconstruct, regularise
+from bids_sodium.steps import align, delineate, extract, mirror, parcellate, quantify, reconstruct, regularise
 from bids_sodium.steps._atlas import table_of
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class _Participant:
         regions: dict[tuple[str, str], Path] = {}
         if reference is not None:
             task, regions = self._parcellate(reference, aligned)
-            made.append(task)
+            made += [task, *self._mirror(reference)]
         delineated: dict[str, Task] = {}
         for session in self.sessions:
             if reference is None or session.unit not in aligned:
@@ -216,11 +216,42 @@ class _Participant:
             session,
             align.run_template,
             files,
-            align.Params(registration=self.config.registration, mirror=self.config.mirror),
+            align.Params(registration=self.config.registration),
             version=align.VERSION,
             outputs=(files.transform, files.brain, files.record),
             memory_gb=1.5,
         )
+
+    def _compares_sides(self, reference: Session | None) -> bool:
+        """Tell whether anything is read against the other side of the head."""
+        if reference is None:
+            return False
+        drawn = {label for session in self.sessions for label in session.masks}
+        proposed = any(self._undrawn(session, reference) for session in self.sessions)
+        return proposed or bool(reference.atlases) or not drawn.isdisjoint(STROKE_REGIONS)
+
+    def _mirror(self, session: Session) -> list[Task]:
+        if not self._compares_sides(session):
+            return []
+        assert session.t1w is not None  # noqa: S101
+        files = mirror.Files(
+            t1w=session.t1w.path,
+            brain=self._place(session, "mask", desc="template"),
+            template_transform=self._template_transform(session),
+            record=self._record(session, "mirror"),
+            roots=self.roots,
+        )
+        task = self._task(
+            "mirror",
+            session,
+            mirror.run,
+            files,
+            mirror.Params(mirror=self.config.mirror, registration=self.config.registration),
+            version=mirror.VERSION,
+            outputs=(files.record,),
+            after=[f"{session.unit}.template"],
+        )
+        return [task]
 
     def _template_transform(self, session: Session) -> Path:
         return self._place(session, "xfm", ".h5", from_="T1w", to=align.TEMPLATE, mode="image")
@@ -615,7 +646,7 @@ class _Participant:
             brain=self._place(reference, "mask", desc="brain"),
             csf=self._place(reference, "probseg", label="CSF"),
             template_transform=self._template_transform(reference),
-            template_record=self._record(reference, "template"),
+            mirror_record=self._record(reference, "mirror"),
             sources=tuple(sources),
             session_t1w=None if own is None else own.path,
             session_transform=None if own is None else transforms[align.SESSION],
@@ -634,6 +665,7 @@ class _Participant:
             outputs=(*(place for s in sources for place in (s.own, s.common)), files.record),
             after=[
                 f"{reference.unit}.parcellate",
+                f"{reference.unit}.mirror",
                 f"{session.unit}.align",
                 *(f"{steps[label][0].unit}.{steps[label][1]}" for label in sorted(labels & set(steps))),
             ],
@@ -780,6 +812,8 @@ class _Participant:
             steps.append(("align", session))
         if reference is not None:
             steps += [("template", reference), ("parcellate", reference)]
+            if self._compares_sides(reference):
+                steps.append(("mirror", reference))
         return steps
 
     def _unregularised(

@@ -24,7 +24,8 @@ from bids_sodium.spatial.resampling import resample
 from bids_sodium.steps._atlas import atlas_rows
 from bids_sodium.steps._model import SOFT, scan_model
 from bids_sodium.steps._tissues import Inputs, anatomy_from_na, calibrated_by, inputs
-from bids_sodium.steps.align import TEMPLATE, chosen_mirror
+from bids_sodium.steps.align import TEMPLATE
+from bids_sodium.steps.mirror import chosen_mirror
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.tissue.doubts import coarser, varied
 from bids_sodium.tissue.fate import cells_of, domain_of
@@ -102,7 +103,7 @@ def write_regions(
     """
     assert files.t1w is not None and files.template_transform is not None and files.roi_table is not None  # noqa: S101,PT018
     mni_from_t1w = read_transform(files.template_transform, TEMPLATE, "T1w")
-    mirror = chosen_mirror(known["template"], mni_from_t1w)
+    mirror = chosen_mirror(known["mirror"], mni_from_t1w)
     scene = _scene(files, mirror, given)
     images = _contrasts(files, scene)
     fwhm_mm = float(known["reconstruct"].values["fwhm_mm"]) if "reconstruct" in known else 0.0

@@ -20,7 +20,6 @@ from bids_sodium.bidsio.linear_transforms import read_any, write_flirt, write_lt
 from bids_sodium.bidsio.templates import load_head_template
 from bids_sodium.core.data import Grid, Volume
 from bids_sodium.core.errors import DataError, EstimationError
-from bids_sodium.spatial.mirror import MirrorParams, find_mirror, mirror_transform
 from bids_sodium.spatial.paths import Choice, choose, paths_between
 from bids_sodium.spatial.registration import (
     Registration,
@@ -43,12 +42,11 @@ __all__ = [
     "Link",
     "Params",
     "TemplateFiles",
-    "chosen_mirror",
     "run",
     "run_template",
 ]
 
-VERSION = "3"
+VERSION = "4"
 TEMPLATE = "MNI152NLin2009aSym"
 SESSION = "orig"
 """Frame of the T1w image of a session that is not the anatomy itself."""
@@ -60,8 +58,6 @@ class Params:
 
     registration: RegistrationParams = field(default_factory=RegistrationParams)
     """Metric, levels and starts."""
-    mirror: MirrorParams = field(default_factory=MirrorParams)
-    """Which map to the other side of the head is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,27 +153,7 @@ def run_template(files: TemplateFiles, params: Params) -> None:
         dtype=np.uint8,
         kind="mask",
     )
-    mirror = find_mirror(t1w, inside, found.transform, params.mirror, params.registration, name="T1w")
-    record.measure(
-        "mirror_error_median",
-        mirror.median_mm,
-        "mm",
-        note=f"by which homologous points of the hemispheres are missed, as the image shows it; {mirror.method}",
-    )
-    record.measure("mirror_error_p95", mirror.p95_mm, "mm", note="95th percentile of the same")
-    if mirror.note:
-        record.warn(mirror.note)
-    plane = mirror.transform.matrix.tolist() if isinstance(mirror.transform, Affine) else None
-    record.values |= {"mirror": {"method": mirror.method, "matrix": plane if mirror.method == "plane" else None}}
     write_record(files.record, record)
-
-
-def chosen_mirror(record: Record, template_from_t1w: Transform) -> Transform:
-    """Return the map to the other side of the head that `run_template` chose."""
-    chosen = record.values["mirror"]
-    if chosen["method"] == "plane":
-        return Affine(np.array(chosen["matrix"]), "T1w", "T1w")
-    return mirror_transform(template_from_t1w)
 
 
 def run(files: Files, params: Params) -> None:

@@ -19,7 +19,8 @@ from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.spatial.transforms import Affine
-from bids_sodium.steps.align import SESSION, TEMPLATE, chosen_mirror
+from bids_sodium.steps.align import SESSION, TEMPLATE
+from bids_sodium.steps.mirror import chosen_mirror
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.steps.records import Record, read_record, write_record
 from bids_sodium.tissue.delineation import DelineationParams, propose
@@ -69,7 +70,7 @@ class Files:
     brain: Path
     csf: Path
     template_transform: Path
-    template_record: Path
+    mirror_record: Path
     sources: tuple[Source, ...]
     session_t1w: Path | None
     session_transform: Path | None
@@ -90,9 +91,7 @@ def run(files: Files, params: Params) -> None:
     record = Record()
     p = params.delineation
     t1w = read_volume(files.t1w)
-    mirror = chosen_mirror(
-        read_record(files.template_record), read_transform(files.template_transform, TEMPLATE, "T1w")
-    )
+    mirror = chosen_mirror(read_record(files.mirror_record), read_transform(files.template_transform, TEMPLATE, "T1w"))
     grid = t1w.grid.with_voxel(max(p.voxel_mm, min(t1w.grid.voxel_mm)))
     still = read_volume(files.csf, unit="1")
     brain = read_volume(files.brain)

@@ -185,9 +185,16 @@ def test_one_visit_has_every_step_once() -> None:
     )
 
 
+def test_the_other_side_is_looked_for_where_something_is_read_against_it() -> None:
+    assert "mirror" not in steps(tasks_of([ms()]), "sub-01")
+    assert "mirror" in steps(tasks_of([replace(ms(), atlases=LOBES)]), "sub-01")
+    tasks = {task.id: task for task in tasks_of(STROKE)}
+    assert "sub-01_ses-m3.mirror" in tasks["sub-01_ses-acute.extract"].after
+
+
 def test_three_visits_share_one_anatomy() -> None:
     tasks = tasks_of(STROKE)
-    assert set(steps(tasks, "sub-01_ses-m3")) == {"template", "parcellate", "extract"}
+    assert set(steps(tasks, "sub-01_ses-m3")) == {"template", "mirror", "parcellate", "extract"}
     for unit in ("sub-01_ses-acute", "sub-01_ses-subacute"):
         assert set(steps(tasks, unit)) == {"reconstruct", "diffusion", "align", "quantify", "extract"}
     (template,) = (task for task in tasks if task.name == "template")
@@ -384,9 +391,9 @@ def test_transforms_are_also_written_as_asked() -> None:
         ("denoising.method=off", {"quantify"}),
         ("calibration.line=intercept", {"quantify"}),
         ("diffusion.same_shell_s_mm2=10.0", {"diffusion"}),
-        ("registration.iterations=3", {"align", "template"}),
-        ("registration.path=chain", {"align", "template"}),
-        ("mirror.method=plane", {"template"}),
+        ("registration.iterations=3", {"align", "template", "mirror"}),
+        ("registration.path=chain", {"align", "template", "mirror"}),
+        ("mirror.method=plane", {"mirror"}),
         ("reference.csf_mmol_l=145.0", {"quantify"}),
         ("partialvolume.csf_mmol_l=120.0", {"extract"}),
         ("regions.minimum_ml=2.0", {"parcellate", "extract"}),
@@ -508,7 +515,8 @@ def test_a_delineated_region_is_read_where_a_drawn_one_would_be() -> None:
     assert ionic.image in tasks["sub-01_ses-acute.quantify"].outputs
     assert cytotoxic.image in tasks["sub-01_ses-acute.diffusion"].outputs
     assert set(task.after) == {
-        "sub-01_ses-m3.parcellate", *(f"sub-01_ses-acute.{name}" for name in ("align", "diffusion", "quantify"))
+        "sub-01_ses-m3.mirror", "sub-01_ses-m3.parcellate",
+        *(f"sub-01_ses-acute.{name}" for name in ("align", "diffusion", "quantify")),
     }  # fmt: skip
     assert {place.name for place in task.outputs if place.suffix == ".gz"} == {
         f"sub-01_ses-acute_label-{label}_desc-{kind}_mask.nii.gz"

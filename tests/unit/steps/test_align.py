@@ -183,14 +183,3 @@ def test_sessions_meet_halfway_when_asked(run: Run) -> None:
         found, record = run({"orig": head(pose)}, links={"orig": "anatomy"}, halfway=halfway)
         assert missed(found["orig"], pose) < 0.4
         assert record.values["target_error_mm"]["orig"] < 1.0
-
-
-def test_the_chosen_mirror_is_read_back() -> None:
-    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
-    shift = np.eye(4)
-    shift[0, 3] = 5.0
-    mni_from_t1w = Affine(shift, "mni", "T1w")
-    template = Record(values={"mirror": {"method": "template", "matrix": None}})
-    assert align.chosen_mirror(template, mni_from_t1w).apply([10.0, 2.0, 3.0]).tolist() == [-20.0, 2.0, 3.0]
-    plane = Record(values={"mirror": {"method": "plane", "matrix": flip.tolist()}})
-    assert align.chosen_mirror(plane, mni_from_t1w).apply([10.0, 2.0, 3.0]).tolist() == [-10.0, 2.0, 3.0]

@@ -60,9 +60,7 @@ def files(tmp_path: Path) -> Files:
         template_transform=write_transform(
             out / "sub-01_ses-m3_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt", Affine.identity(TEMPLATE, "T1w")
         ),
-        template_record=write_record(
-            tmp_path / "template.json", Record(values={"mirror": {"method": "template", "matrix": None}})
-        ),
+        mirror_record=write_record(tmp_path / "mirror.json", Record(values={"method": "template", "matrix": None})),
         sources=(
             Source(
                 label="ionic",
