@@ -551,6 +551,9 @@ class _Participant:
                         )
                     )
                     regions[label, session.unit] = self._place(session, "mask", label=label, desc="consensus")
+        # oedema of the first days is no lesion of the T1w image on which the necrosis was drawn
+        stroke = [key for key in regions if key[0] in STROKE_REGIONS]
+        shown = [key for key in stroke if key[1] == reference.unit] or stroke
         external, choice = choose(reference.segmentations)
         fractions = {name: self._place(reference, "probseg", label=name) for name in _TISSUES}
         filled = self._place(reference, "T1w", desc="filled") if masks else None
@@ -564,6 +567,7 @@ class _Participant:
             brain=self._place(reference, "mask", desc="brain"),
             fractions=tuple(fractions.items()),
             consensus=tuple((label, unit, path) for (label, unit), path in regions.items()),
+            elsewhere=tuple(key for key in stroke if key not in shown),
             dseg=self._place(reference, "dseg", seg="tissue"),
             dseg_table=self._place(reference, "dseg", ".tsv", seg="tissue"),
             raters=self._place(reference, "tsc", ".tsv", desc="raters") if len(masks) > len(regions) else None,
@@ -686,6 +690,7 @@ class _Participant:
         own = {label: path for (label, unit), path in regions.items() if unit == session.unit}
         stroke = {label: own[label] for label in STROKE_REGIONS if label in own}
         late = next((path for (label, _), path in regions.items() if label == _LATE), None)
+        other_times = (_LATE,) if stroke and late is not None and _LATE not in stroke else ()
         if late is not None and stroke:
             stroke.setdefault(_LATE, late)
         lesions = {label: own[label] for label in MS_LESIONS if label in own}
@@ -768,6 +773,7 @@ class _Participant:
             reconstruction=self.config.reconstruction,
             partialvolume=self.config.partialvolume,
             regions=self.config.regions,
+            other_times=other_times,
             fate=self.config.fate,
         )
         steps = [f"{s.unit}.{step}" for step, s in self._records(session, reference, aligned)]

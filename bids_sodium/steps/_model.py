@@ -33,10 +33,13 @@ from bids_sodium.tissue.partialvolume import (
     regional,
 )
 
-__all__ = ["SOFT", "Machine", "Scan", "ScanModel", "VialPlace", "machine_of", "scan_model"]
+__all__ = ["SOFT", "SOLID", "Machine", "Scan", "ScanModel", "VialPlace", "machine_of", "scan_model"]
 
 SOFT = "soft"
 """Name of the signal outside the brain: scalp, fat and muscle."""
+
+SOLID = ("CGM", "DGM", "NAWM")
+"""Names of healthy tissues."""
 
 _IN_BRAIN = 0.3
 _OF_VIAL = 0.05
@@ -270,6 +273,7 @@ def scan_model(
     machine: Machine | None = None,
     pose: Pose | None = None,
     further: Mapping[str, Sequence[Volume]] | None = None,
+    fullest: float = _OVERFULL,
 ) -> ScanModel:
     """Put tissue maps through the scan.
 
@@ -291,13 +295,15 @@ def scan_model(
         Where the image would have the maps, where other maps of the same frame have told it already.
     further : mapping of str to sequence of Volume, optional
         Further changes of the signal that count one standard deviation, by source, in mmol/L.
+    fullest : float
+        Largest sum of the maps in a voxel: that of fractions, unless they hold more of one place than of another.
 
     Raises
     ------
     DataError
-        If the maps add up to more than one, or are not finite.
+        If the maps add up to more than that, or are not finite.
     """
-    _check(maps)
+    _check(maps, fullest)
     grid = scan.image.grid
     matrix = np.asarray(na_from_maps, dtype=np.float64)
     material = {name: relaxation_of(name) for name in maps}
@@ -371,14 +377,14 @@ def scan_model(
     return replace(model, samples=sums)
 
 
-def _check(maps: Mapping[str, Volume]) -> None:
+def _check(maps: Mapping[str, Volume], fullest: float) -> None:
     for name, volume in maps.items():
         if not np.isfinite(np.asarray(volume.data)).all():
             raise DataError(f"the map of {name} holds NaN or infinite values", hint="check the segmentation")
     # maps may lie on lattices of their own: those on the same one are added up
     for shape in {volume.data.shape for volume in maps.values()}:
         most = float(np.max(sum(volume.data for volume in maps.values() if volume.data.shape == shape)))
-        if most > _OVERFULL:
+        if most > fullest:
             raise DataError(
                 f"the tissue maps add up to {most:.3g} in a voxel",
                 hint="give fractions of each voxel: 0 to 1, together at most 1",

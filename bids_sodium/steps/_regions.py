@@ -2,84 +2,53 @@
 
 Every region is read twice: as the mean of the images on the T1w grid against its mirror image (method ``raw``), and as
 the concentrations that the partial-volume model fits to the disjoint parts of the regions and of their mirror images
-(method ``gtm``: its equations are those of the regions' means). Parts that the scan hardly tells then lean on their
-likes: healthy ones on tissues of their composition, those of a lesion on one another.
+(method ``gtm``: its equations are those of the regions' means), see `bids_sodium.steps._parts`. Parts that the scan
+hardly tells then lean on their likes: healthy ones on tissues of their composition, those of a lesion on one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_sodium.bidsio.files import read_transform, read_volume, write_table
-from bids_sodium.core.data import Grid, Volume
+from bids_sodium.core.data import Volume
 from bids_sodium.core.errors import EstimationError
 from bids_sodium.core.tables import FATE, ROI_TSC
-from bids_sodium.spatial.mirror import contralateral_masks
 from bids_sodium.spatial.resampling import resample
 from bids_sodium.steps._atlas import atlas_rows
-from bids_sodium.steps._model import SOFT, scan_model
+from bids_sodium.steps._model import SOFT
+from bids_sodium.steps._parts import PART_METHOD, Parts, fitted_parts
+from bids_sodium.steps._scene import WITHOUT_CSF, Scene, scene_of
 from bids_sodium.steps._tissues import Inputs, anatomy_from_na, calibrated_by, inputs
 from bids_sodium.steps.align import TEMPLATE
 from bids_sodium.steps.mirror import chosen_mirror
 from bids_sodium.steps.outputs import save_image
-from bids_sodium.tissue.doubts import coarser, varied
 from bids_sodium.tissue.fate import cells_of, domain_of
-from bids_sodium.tissue.leaning import leaning
 from bids_sodium.tissue.measures import combined_change, percent_change
 from bids_sodium.tissue.measures import regional as region_mean
-from bids_sodium.tissue.partialvolume import Corrected, Method
-from bids_sodium.tissue.rois import atoms, combine, names_in, screen
+from bids_sodium.tissue.rois import combine, names_in, screen
 
 if TYPE_CHECKING:
     from bids_sodium.spatial.transforms import Transform
-    from bids_sodium.steps._model import Machine, Scan
-    from bids_sodium.steps._pose import Pose
+    from bids_sodium.steps._tissues import WholeBrain
     from bids_sodium.steps.extract import Files, Params
     from bids_sodium.steps.records import Record
 
 __all__ = ["write_regions"]
 
-_Mask = NDArray[np.bool_]
-_WITHOUT_CSF = 0.5
+Mask = NDArray[np.bool_]
 _LEAST_MIRRORED = 0.3
 _EARLY = ("ionic", "cytotoxic")
-_RIM_MM = 3.0
-_COARSE_MM = 3.0
-_METHOD: Method = "gtm"
 _HOW = (
-    "gtm: geometric transfer matrix of tissues and disjoint parts of the regions, then the best linear prediction with "
-    "healthy_sd_mmol_l, lesion_sd_mmol_l, lesion_length_mm and lesion_step_mmol_l of Regions"
+    "gtm: geometric transfer matrix of tissues and disjoint parts of the regions, which hold sodium as the tissues "
+    "below them do, then the best linear prediction with healthy_sd_mmol_l, lesion_sd_mmol_l, lesion_length_mm and "
+    "lesion_step_mmol_l of Regions; tissue that only a region of another session holds decays like healthy tissue"
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scene:
-    """Regions of one session on the T1w grid, their mirror images, and where CSF lies on either side.
-
-    All lie in a ``box`` of the ``whole`` T1w grid, outside which there is no brain.
-    """
-
-    whole: Grid
-    box: tuple[slice, slice, slice]
-    masks: dict[str, _Mask]
-    mirrored: dict[str, _Mask]
-    lesion: _Mask
-    csf: NDArray[np.float32]
-    csf_there: NDArray[np.float32]
-    mirror: Transform
-
-    @property
-    def grid(self) -> Grid:
-        return self.whole.cropped(self.box)
-
-    @property
-    def healthy(self) -> _Mask:
-        return np.asarray(~self.lesion & (self.csf < _WITHOUT_CSF))
 
 
 def write_regions(
@@ -88,7 +57,7 @@ def write_regions(
     given: Inputs | None,
     known: Mapping[str, Record],
     record: Record,
-    pose: Pose | None,
+    brain: WholeBrain | None,
 ) -> None:
     """Write the region table, mirrored masks and the table of tissue fates of one session.
 
@@ -98,13 +67,13 @@ def write_regions(
         As in the step.
     given : Inputs or None
         Tissue maps and the sodium scan, where there are both.
-    pose : Pose or None
-        Where the image would have the tissue maps, if they have told it already.
+    brain : WholeBrain or None
+        What the tissues have told already.
     """
     assert files.t1w is not None and files.template_transform is not None and files.roi_table is not None  # noqa: S101,PT018
     mni_from_t1w = read_transform(files.template_transform, TEMPLATE, "T1w")
     mirror = chosen_mirror(known["mirror"], mni_from_t1w)
-    scene = _scene(files, mirror, given)
+    scene = scene_of(files, mirror, given, frozenset(params.other_times))
     images = _contrasts(files, scene)
     fwhm_mm = float(known["reconstruct"].values["fwhm_mm"]) if "reconstruct" in known else 0.0
     resolution_ml = {"na": fwhm_mm**3 / 1000.0, "tsc": fwhm_mm**3 / 1000.0, "adc": scene.grid.voxel_ml}
@@ -114,7 +83,7 @@ def write_regions(
     rows: list[dict[str, object]] = []
     for name, expression in wanted.items():
         rows += [{**ids, **row} for row in _raw_rows(scene, name, expression, verdicts[name], images, resolution_ml)]
-    rows += [{**ids, **row} for row in _corrected_rows(params, given, scene, wanted, verdicts, record, pose)]
+    rows += [{**ids, **row} for row in _corrected_rows(params, given, scene, wanted, verdicts, record, brain)]
     found = atlas_rows(
         files.atlases,
         images,
@@ -139,33 +108,7 @@ def write_regions(
     _write_fate(files, params, scene, images, record)
 
 
-def _scene(files: Files, mirror: Transform, given: Inputs | None) -> _Scene:
-    assert files.t1w is not None  # noqa: S101
-    whole = read_volume(files.t1w).grid if given is None else given.grid
-    box = (slice(None), slice(None), slice(None)) if given is None else given.box
-    grid = whole.cropped(box)
-    masks = {name: np.asarray(read_volume(path).data)[box] > 0.5 for name, path in files.regions}
-    lesion = np.zeros(grid.shape, dtype=bool)
-    for mask in masks.values():
-        lesion |= mask
-    csf = np.zeros(grid.shape, dtype=np.float32)
-    for name, path in files.fractions:
-        if name == "CSF":
-            csf = np.asarray(read_volume(path).data, dtype=np.float32)[box]
-    there = resample(Volume(csf, grid), grid, mirror, kind="intensity")
-    return _Scene(
-        whole=whole,
-        box=box,
-        masks=masks,
-        mirrored=contralateral_masks(masks, grid, mirror) if masks else {},
-        lesion=lesion,
-        csf=csf,
-        csf_there=np.asarray(there.data, dtype=np.float32),
-        mirror=mirror,
-    )
-
-
-def _wanted(masks: Mapping[str, _Mask], params: Params, record: Record) -> dict[str, str]:
+def _wanted(masks: Mapping[str, Mask], params: Params, record: Record) -> dict[str, str]:
     wanted = {name: name for name in masks}
     for expression in params.regions.expressions if masks else ():
         if all(name in masks for name in names_in(expression)):
@@ -178,14 +121,14 @@ def _wanted(masks: Mapping[str, _Mask], params: Params, record: Record) -> dict[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Verdict:
-    ipsi: _Mask
-    contra: _Mask
+    ipsi: Mask
+    contra: Mask
     kept: bool
     reason: str
     volume_ml: float
 
 
-def _verdict(scene: _Scene, expression: str, params: Params) -> _Verdict:
+def _verdict(scene: Scene, expression: str, params: Params) -> _Verdict:
     """Return a region and its mirror image, and whether it enters."""
     ipsi = combine(scene.masks, expression)
     verdict = screen(ipsi, scene.grid.voxel_ml, params.regions)
@@ -202,7 +145,7 @@ def _verdict(scene: _Scene, expression: str, params: Params) -> _Verdict:
 
 
 def _raw_rows(
-    scene: _Scene,
+    scene: Scene,
     name: str,
     expression: str,
     verdict: _Verdict,
@@ -248,24 +191,24 @@ def _reason(verdict: _Verdict, use: bool) -> str:
 def _corrected_rows(
     params: Params,
     given: Inputs | None,
-    scene: _Scene,
+    scene: Scene,
     wanted: Mapping[str, str],
     verdicts: Mapping[str, _Verdict],
     record: Record,
-    pose: Pose | None,
+    brain: WholeBrain | None,
 ) -> list[dict[str, object]]:
     """Return the concentrations of the regions and their mirror images, free of partial volume."""
-    if given is None or not scene.masks or _METHOD not in params.partialvolume.methods:
+    if given is None or not scene.masks or PART_METHOD not in params.partialvolume.methods:
         return []
-    found = _fitted(
+    found = fitted_parts(
         scene,
-        given.maps,
+        {**given.shown, **{name: given.maps[name] for name in (SOFT,) if name in given.maps}},
         given.na_from_maps,
         given.scan,
         params,
         target_error_mm=given.target_error_mm,
         machine=given.machine,
-        pose=pose,
+        brain=brain,
     )
     if found is None:
         return []
@@ -278,126 +221,11 @@ def _corrected_rows(
     return rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Parts:
-    """Concentrations of the disjoint parts of all regions: names of each part and its mirror image, volumes in mL."""
-
-    fit: Corrected
-    names: dict[tuple[str, ...], tuple[str, str]]
-    volume_ml: dict[str, float]
-
-
-def _fitted(
-    scene: _Scene,
-    tissues: dict[str, Volume],
-    na_from_maps: NDArray[np.float64],
-    scan: Scan,
-    params: Params,
-    *,
-    target_error_mm: float,
-    machine: Machine | None = None,
-    pose: Pose | None = None,
-) -> _Parts | None:
-    """Fit all parts of the regions together with the tissues; ``None`` where no region holds tissue."""
-    maps, parts, made_of = _part_maps(scene, tissues)
-    lesions = [lesion for lesion, _ in parts.values() if lesion in maps]
-    if not lesions:
-        return None
-    variation = varied(
-        {name: coarser(maps[name], _COARSE_MM) for name in lesions},
-        np.random.default_rng(0),
-        sd_mmol_l=params.regions.lesion_sd_mmol_l,
-        length_mm=params.regions.lesion_length_mm,
-    )
-    model = scan_model(
-        maps,
-        na_from_maps,
-        scan,
-        replace(params.partialvolume, methods=(_METHOD,)),
-        target_error_mm=target_error_mm,
-        machine=machine,
-        pose=pose,
-        further={"variation": variation.within},
-    )
-    free = model.corrected(_METHOD, params.partialvolume)
-    fit = leaning(free, made_of, lesions, variation.covariance, params.regions)
-    volume_ml = {name: float(np.asarray(maps[name].data).sum()) * scene.grid.voxel_ml for name in maps}
-    return _Parts(fit, parts, volume_ml)
-
-
-def _part_maps(
-    scene: _Scene, tissues: dict[str, Volume]
-) -> tuple[dict[str, Volume], dict[tuple[str, ...], tuple[str, str]], dict[str, dict[str, float]]]:
-    """Return the maps of the model, the names of each part and of its mirror image, and what the latter are made of.
-
-    The tissue of a lesion cannot be told from CSF by its T1w signal, so that its share of CSF is that of the other
-    side.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    grid = scene.grid
-    fluid = np.minimum(scene.csf_there, np.float32(_WITHOUT_CSF))
-    every = scene.lesion | (np.asarray(tissues["L"].data) > 0.5 if "L" in tissues else False)
-    maps = {name: np.array(volume.data, dtype=np.float32) for name, volume in tissues.items() if name != "L"}
-    outer = {SOFT: maps.pop(SOFT)} if SOFT in maps else {}
-    for data in outer.values():
-        data[scene.box][every] = 0.0
-    for name, data in maps.items():
-        data[every] = fluid[every] if name == "CSF" else 0.0
-    solid = [name for name in maps if name != "CSF"]
-
-    def taken(where: _Mask) -> dict[str, NDArray[np.float32]]:
-        """Take the solid tissues out of some voxels."""
-        found = {name: maps[name][where] for name in solid}
-        for name in solid:
-            maps[name][where] = 0.0
-        return found
-
-    def placed(where: _Mask, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        data = np.zeros(grid.shape, dtype=np.float32)
-        data[where] = values
-        return data
-
-    distance, nearest = distance_transform_edt(~scene.lesion, sampling=grid.voxel_mm, return_indices=True)
-    # raters leave out voxels that are mostly CSF, but the tissue in them is that of the lesion beside it
-    beside = (distance <= 1.5 * max(grid.voxel_mm)) & ~every & (scene.csf >= _WITHOUT_CSF)
-    thin = placed(beside, np.sum(list(taken(beside).values()), axis=0))
-    beside_of = tuple(along[beside] for along in nearest)
-    parts: dict[tuple[str, ...], int] = {}
-    for number, (names, part) in enumerate(atoms(scene.masks).items(), start=1):
-        parts[names] = number
-        maps[f"lesion:{number}"] = placed(part, 1.0 - fluid[part])
-        maps[f"lesion:{number}"][beside] = np.where(part[beside_of], thin[beside], 0.0)
-    rest = every & ~scene.lesion
-    if rest.any():
-        maps["lesion:0"] = placed(rest, 1.0 - fluid[rest])
-    # lesions do not end at the line that a rater draws: what reaches beyond it is none of the region's signal
-    rim = (distance_transform_edt(~every, sampling=grid.voxel_mm) <= max(_RIM_MM, *grid.voxel_mm)) & ~every
-    maps["GM:rim"] = placed(rim, np.sum(list(taken(rim).values()), axis=0))
-    healthy: dict[int, str] = {}
-    made_of: dict[str, dict[str, float]] = {}
-    for names, there in atoms(scene.mirrored).items():
-        inside = there & scene.healthy
-        if names not in parts or not inside.any():
-            continue
-        present = taken(inside)
-        made = {name: float(values.sum()) for name, values in present.items()}
-        grey = sum(volume for name, volume in made.items() if name != "NAWM")
-        kind = "GM" if grey > 0.5 * sum(made.values()) else "WM"  # whose decay it has, by most of it
-        healthy[parts[names]] = f"{kind}:{parts[names]}"
-        made_of[healthy[parts[names]]] = made
-        maps[healthy[parts[names]]] = placed(inside, np.sum(list(present.values()), axis=0))
-    filled = {name: Volume(data, grid, "1") for name, data in maps.items() if data.any()}
-    filled |= {name: Volume(data, scene.whole, "1") for name, data in outer.items() if data.any()}
-    named = {names: (f"lesion:{number}", healthy.get(number, "")) for names, number in parts.items()}
-    return filled, named, made_of
-
-
 def _corrected_row(
     name: str,
     expression: str,
     verdict: _Verdict,
-    known: _Parts,
+    known: Parts,
 ) -> dict[str, object]:
     fit, parts, volume = known.fit, known.names, known.volume_ml
     place = {label: i for i, label in enumerate(fit.names)}
@@ -416,7 +244,7 @@ def _corrected_row(
     return {
         "roi": name,
         "contrast": "tsc",
-        "method": _METHOD,
+        "method": PART_METHOD,
         "ipsi": found.ipsi,
         "contra": found.contra,
         "percent_change": np.nan if alone else found.percent,
@@ -428,7 +256,7 @@ def _corrected_row(
     }
 
 
-def _write_mirrored(files: Files, scene: _Scene, wanted: Mapping[str, str]) -> None:
+def _write_mirrored(files: Files, scene: Scene, wanted: Mapping[str, str]) -> None:
     places = dict(files.mirrored)
     for name, expression in wanted.items():
         if name in places:
@@ -443,14 +271,14 @@ def _write_mirrored(files: Files, scene: _Scene, wanted: Mapping[str, str]) -> N
             )
 
 
-def _on_whole(scene: _Scene, mask: _Mask) -> _Mask:
+def _on_whole(scene: Scene, mask: Mask) -> Mask:
     full = np.zeros(scene.whole.shape, dtype=bool)
     full[scene.box] = mask
     return full
 
 
 def _write_fate(
-    files: Files, params: Params, scene: _Scene, images: Mapping[str, NDArray[np.float64]], record: Record
+    files: Files, params: Params, scene: Scene, images: Mapping[str, NDArray[np.float64]], record: Record
 ) -> None:
     """Write what small cells in and around early lesions show, and how much of each was necrotic in the end."""
     early = [scene.masks[name] for name in _EARLY if name in scene.masks]
@@ -462,7 +290,7 @@ def _write_fate(
         other = _contrasts(files, scene, through=scene.mirror)
         there = resample(Volume(lesion, scene.grid), scene.grid, scene.mirror, "label", average=False)
         domain = domain_of(
-            lesion, scene.csf < _WITHOUT_CSF, scene.csf_there < _WITHOUT_CSF, np.asarray(there.data) > 0, scene.grid,
+            lesion, scene.csf < WITHOUT_CSF, scene.csf_there < WITHOUT_CSF, np.asarray(there.data) > 0, scene.grid,
             params.fate.margin_mm,
         )  # fmt: skip
         domain &= _brain(files, scene)
@@ -494,13 +322,13 @@ def _write_fate(
     write_table(files.fate_table, rows, FATE, sidecar={"Sources": [files.roots.uri(path) for path in sources]})
 
 
-def _brain(files: Files, scene: _Scene) -> _Mask:
+def _brain(files: Files, scene: Scene) -> Mask:
     if files.brain is None:
         return np.ones(scene.grid.shape, dtype=bool)
     return np.asarray(read_volume(files.brain).data)[scene.box] > 0.5
 
 
-def _contrasts(files: Files, scene: _Scene, *, through: Transform | None = None) -> dict[str, NDArray[np.float64]]:
+def _contrasts(files: Files, scene: Scene, *, through: Transform | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the images in the box of the scene, or their values on the other side, through one interpolation."""
     images: dict[str, NDArray[np.float64]] = {}
     grid = scene.grid

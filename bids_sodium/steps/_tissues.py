@@ -22,7 +22,7 @@ from bids_sodium.core.errors import GeometryError
 from bids_sodium.core.tables import TISSUE_TSC
 from bids_sodium.image.magnitude import correct_noise_floor
 from bids_sodium.spatial.transforms import Affine, Transform
-from bids_sodium.steps._model import SOFT, Machine, Scan, ScanModel, VialPlace, machine_of, scan_model
+from bids_sodium.steps._model import SOFT, SOLID, Machine, Scan, ScanModel, VialPlace, machine_of, scan_model
 from bids_sodium.steps._pose import Pose
 from bids_sodium.steps.outputs import save_image
 from bids_sodium.tissue.partialvolume import Corrected, pooled
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SODIUM",
     "Inputs",
+    "WholeBrain",
     "anatomy_from_na",
     "calibrated_by",
     "inputs",
@@ -62,7 +63,10 @@ class Inputs:
     Parameters
     ----------
     maps : dict of str to Volume
-        Tissue fractions in the box that holds the brain; soft tissue outside of it on the whole T1w grid.
+        Tissue fractions at the time of the scan, in the box that holds the brain; soft tissue outside of it on the
+        whole T1w grid.
+    shown : dict of str to Volume
+        Tissue fractions that the T1w image shows, which may be of another time, in the same box.
     grid : Grid
         The whole T1w grid.
     box : tuple of slice
@@ -78,12 +82,29 @@ class Inputs:
     """
 
     maps: dict[str, Volume]
+    shown: dict[str, Volume]
     grid: Grid
     box: tuple[slice, slice, slice]
     na_from_maps: NDArray[np.float64]
     target_error_mm: float
     scan: Scan
     machine: Machine | None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBrain:
+    """What the tissues of a whole brain tell of a scan.
+
+    Parameters
+    ----------
+    pose : Pose
+        Where the image would have the tissue maps.
+    mmol_l : dict of str to float
+        Concentration of each tissue, NaN where the scan does not tell.
+    """
+
+    pose: Pose
+    mmol_l: dict[str, float]
 
 
 def inputs(files: Files) -> list[Path]:
@@ -107,7 +128,8 @@ def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Rec
     """Return what tissues and regions are read from; ``None`` without an anatomy."""
     if not files.fractions:
         return None
-    maps = tissue_maps(files)
+    shown = {name: read_volume(path, unit="1") for name, path in files.fractions}
+    maps = tissue_maps(files, shown)
     grid = maps["CGM"].grid
     held = np.logical_or.reduce([np.asarray(volume.data) > 0 for name, volume in maps.items() if name != SOFT])
     for _, path in files.regions:
@@ -116,6 +138,7 @@ def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Rec
     scan = scan_of(files, params, tsc, known)
     return Inputs(
         maps={name: volume if name == SOFT else volume.cropped(box) for name, volume in maps.items()},
+        shown={name: volume.cropped(box) for name, volume in shown.items()},
         grid=grid,
         box=box,
         na_from_maps=na_from_t1w(files),
@@ -127,13 +150,13 @@ def inputs_of(files: Files, params: Params, tsc: Volume, known: Mapping[str, Rec
 
 def write_tissues(
     files: Files, params: Params, tsc: Volume, given: Inputs, known: Mapping[str, Record], record: Record
-) -> Pose | None:
+) -> WholeBrain | None:
     """Write the tissue table, fractions as the scan sees them and the corrected map; nothing without a table to write.
 
     Returns
     -------
-    Pose or None
-        Where the image would have the tissue maps.
+    WholeBrain or None
+        What the fit tells of place and concentration.
     """
     if files.tissue_table is None:
         return None
@@ -188,7 +211,8 @@ def write_tissues(
                 units="1",
                 kind="probseg",
             )
-    return model.pose
+    found = model.corrected("gtm", params.partialvolume)
+    return WholeBrain(model.pose, dict(zip(found.names, found.mmol_l.tolist(), strict=True)))
 
 
 def na_from_t1w(files: Files) -> NDArray[np.float64]:
@@ -287,7 +311,7 @@ def _measure(model: ScanModel, fits: Mapping[str, Corrected], params: Params, re
     if "csf" in fits:
         p = params.partialvolume
         more = model.corrected("csf", replace(p, csf_mmol_l=p.csf_mmol_l + 1.0))
-        for name in ("CGM", "DGM", "NAWM"):
+        for name in SOLID:
             if name in model.names and np.isfinite(more.of(name)[0]):
                 record.measure(
                     f"csf_sensitivity_{name}",
@@ -346,9 +370,9 @@ def _corrected_map(
         )
 
 
-def tissue_maps(files: Files) -> dict[str, Volume]:
-    """Return tissue fractions on the T1w grid, lesion classes split."""
-    maps = {name: read_volume(path, unit="1") for name, path in files.fractions}
+def tissue_maps(files: Files, shown: Mapping[str, Volume]) -> dict[str, Volume]:
+    """Return tissue fractions on the T1w grid at the time of the scan, lesion classes split."""
+    maps = dict(shown)
     grid = maps["CGM"].grid
     lesions = {name: np.asarray(read_volume(path).data) > 0.5 for name, path in files.lesions}
     whole = maps.pop("L", None)
@@ -357,8 +381,11 @@ def tissue_maps(files: Files) -> dict[str, Volume]:
         maps["T1iso"] = Volume((lesions["T2lesion"] & ~hypo).astype(np.float32), grid, "1")
         if hypo.any():
             maps["T1hypo"] = Volume(hypo.astype(np.float32), grid, "1")
-    elif whole is not None and float(np.asarray(whole.data).max()) > 0:
-        maps["L"] = whole
+    elif whole is not None:
+        drawn = np.zeros(grid.shape, dtype=bool)
+        for _, path in files.regions:
+            drawn |= np.asarray(read_volume(path).data) > 0.5
+        maps |= _taken_out(maps, drawn, whole)
     if files.t1w is not None and files.brain is not None:
         maps[SOFT] = _soft_tissue(read_volume(files.t1w), np.asarray(read_volume(files.brain).data) > 0.5)
     for name, path in files.lesion_fractions:
@@ -372,6 +399,18 @@ def tissue_maps(files: Files) -> dict[str, Volume]:
             kind="probseg",
         )
     return maps
+
+
+def _taken_out(maps: Mapping[str, Volume], drawn: NDArray[np.bool_], whole: Volume) -> dict[str, Volume]:
+    """Return tissues without what was drawn as lesion, and the lesion, which holds it with those that were there."""
+    lesion = np.array(whole.data, dtype=np.float32)
+    found = {}
+    for name in (name for name in SOLID if name in maps):
+        data = np.array(maps[name].data, dtype=np.float32)
+        lesion[drawn] += data[drawn]
+        data[drawn] = 0.0
+        found[name] = maps[name].with_data(data)
+    return found | ({"L": whole.with_data(lesion)} if lesion.any() else {})
 
 
 def _soft_tissue(t1w: Volume, brain: NDArray[np.bool_]) -> Volume:

@@ -31,7 +31,7 @@ from bids_sodium.tissue.rois import RoiParams
 
 __all__ = ["SODIUM", "VERSION", "Files", "Params", "run"]
 
-VERSION = "4"
+VERSION = "5"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,8 @@ class Params:
     """Methods of the tissue table."""
     regions: RoiParams = field(default_factory=RoiParams)
     """Expressions and the smallest region."""
+    other_times: tuple[str, ...] = ()
+    """Regions drawn on images of another session: tissue that only they hold is no lesion yet, or no more."""
     fate: FateParams = field(default_factory=FateParams)
     """Cells of the table of tissue fates."""
 
@@ -114,14 +116,14 @@ def run(files: Files, params: Params) -> None:
     if params.onset_to_scan_h is not None:
         record.measure("onset_to_scan", params.onset_to_scan_h, "h", note="from the sessions table")
     known = {step: read_record(path) for step, path in files.records}
-    given = pose = None
+    given = brain = None
     if files.tsc is not None:
         tsc = read_volume(files.tsc, unit="mmol/L")
         given = inputs_of(files, params, tsc, known)
-        pose = None if given is None else write_tissues(files, params, tsc, given, known, record)
+        brain = None if given is None else write_tissues(files, params, tsc, given, known, record)
         _maps(files, tsc, known)
     if files.roi_table is not None:
-        write_regions(files, params, given, known, record, pose)
+        write_regions(files, params, given, known, record, brain)
     rows = []
     for step in (*known.values(), record):
         rows += [

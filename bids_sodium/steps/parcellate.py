@@ -67,7 +67,8 @@ class Files:
     """What the step reads and writes.
 
     ``external`` is the segmentation of another program, ``None`` where the embedded one is run; ``consensus`` holds
-    label, session and place of every merged mask.
+    label, session and place of every merged mask, ``elsewhere`` label and session of those that outline what this T1w
+    image, of another time, does not show.
     """
 
     t1w: Path
@@ -79,6 +80,7 @@ class Files:
     brain: Path
     fractions: tuple[tuple[str, Path], ...]
     consensus: tuple[tuple[str, str, Path], ...]
+    elsewhere: tuple[tuple[str, str], ...]
     dseg: Path
     dseg_table: Path
     raters: Path | None
@@ -158,8 +160,9 @@ def run(files: Files, params: Params) -> None:
     prior = _prior(files, t1w.grid)
     masks = _consensus(files, t1w, params, record)
     lesions = np.zeros(t1w.grid.shape, dtype=bool)
-    for mask in masks.values():
-        lesions |= mask
+    for key, mask in masks.items():
+        if key not in files.elsewhere:
+            lesions |= mask
     source = t1w
     if lesions.any():
         try:

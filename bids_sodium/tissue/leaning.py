@@ -17,6 +17,7 @@ __all__ = ["leaning"]
 def leaning(
     fit: Corrected,
     made_of: Mapping[str, Mapping[str, float]],
+    within_mmol_l: Mapping[str, float],
     lesions: Sequence[str],
     covariance: NDArray[np.floating],
     params: RoiParams | None = None,
@@ -28,15 +29,16 @@ def leaning(
     fit : Corrected
         Concentrations of tissues and parts.
     made_of : mapping of str to mapping of str to float
-        Tissues that each healthy part was cut from, with their volumes: its concentration is their mean within
-        ``healthy_sd_mmol_l``.
+        Tissues that each healthy part was cut from, with their volumes: its concentration is their mean within so much.
+    within_mmol_l : mapping of str to float
+        Standard deviation of each healthy part about that mean, in mmol/L.
     lesions : sequence of str
         Parts of the lesion: what one has more than another has the stated covariance, and ``lesion_step_mmol_l`` a
         part; the mean of the lesion is free.
     covariance : (n, n) ndarray
         Covariance of the means of ``lesions``, in (mmol/L)^2, as `varied` tells it.
     params : RoiParams, optional
-        Standard deviations.
+        Standard deviation of the steps between parts.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def leaning(
     >>> share = np.linspace(0, 1, 1000).reshape(10, 10, 10)
     >>> columns = np.stack([share, 1 - share])
     >>> fit = regional(60 * share + 50 * (1 - share), columns, ("a", "b"), method="glm", sigma=99.0)
-    >>> near = leaning(fit, {}, ("a", "b"), np.zeros((2, 2)), RoiParams(lesion_step_mmol_l=0.1))
+    >>> near = leaning(fit, {}, {}, ("a", "b"), np.zeros((2, 2)), RoiParams(lesion_step_mmol_l=0.1))
     >>> fit.mmol_l.round(1), near.mmol_l.round(1)
     (array([60., 50.]), array([55., 55.]))
     """
@@ -73,7 +75,7 @@ def leaning(
             for tissue, share in present.items():
                 row[place[tissue]] -= share / sum(present.values())
             rows.append(row)
-            blocks.append(np.array([[p.healthy_sd_mmol_l**2]]))
+            blocks.append(np.array([[within_mmol_l[name] ** 2]]))
     known = [i for i, name in enumerate(lesions) if name in place]
     if len(known) > 1:
         # against the first of them, since the mean of the lesion is free

@@ -54,7 +54,7 @@ class RoiParams:
     lesion_length_mm: float = 15.0
     """Distance at which the correlation of that variation has fallen to 1/e, in mm."""
 
-    lesion_step_mmol_l: float = 10.0
+    lesion_step_mmol_l: float = 20.0
     """Standard deviation of the steps between parts of a lesion, in mmol/L: a part of a few millilitres, or a rim
     thinner than the point spread, leans on the others."""
 

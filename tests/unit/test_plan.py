@@ -192,6 +192,19 @@ def test_the_other_side_is_looked_for_where_something_is_read_against_it() -> No
     assert "sub-01_ses-m3.mirror" in tasks["sub-01_ses-acute.extract"].after
 
 
+def test_only_what_the_anatomy_shows_is_its_lesion() -> None:
+    """Oedema of the first days has gone when the necrosis is drawn; without that it is what is known."""
+
+    def elsewhere(sessions: list[Session]) -> set[tuple[str, str]]:
+        (task,) = (task for task in tasks_of(sessions) if task.name == "parcellate")
+        return set(task.files.elsewhere)
+
+    early = ("sub-01_ses-acute", "sub-01_ses-subacute")
+    assert elsewhere(list(STROKE)) == {(label, unit) for label in ("ionic", "cytotoxic") for unit in early}
+    assert elsewhere([*STROKE[:2], replace(STROKE[2], masks={})]) == set()
+    assert elsewhere([ms()]) == set()
+
+
 def test_three_visits_share_one_anatomy() -> None:
     tasks = tasks_of(STROKE)
     assert set(steps(tasks, "sub-01_ses-m3")) == {"template", "mirror", "parcellate", "extract"}
@@ -201,6 +214,9 @@ def test_three_visits_share_one_anatomy() -> None:
     assert template.files.t1w == STROKE[2].t1w.path  # type: ignore[union-attr]
     (early,) = (task for task in tasks if task.id == "sub-01_ses-acute.extract")
     assert {name for name, _ in early.files.regions} == {"ionic", "cytotoxic", "necrosis"}
+    assert early.params.other_times == ("necrosis",)  # is no lesion yet
+    (late,) = (task for task in tasks if task.id == "sub-01_ses-m3.extract")
+    assert late.params.other_times == ()
 
 
 def test_without_any_proton_image_the_image_is_still_calibrated() -> None:

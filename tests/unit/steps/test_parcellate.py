@@ -73,6 +73,7 @@ def files(tmp_path: Path, truth: dict[str, np.ndarray]) -> Files:
         brain=out / "sub-01_desc-brain_mask.nii.gz",
         fractions=tuple((name, out / f"sub-01_label-{name}_probseg.nii.gz") for name in NAMES),
         consensus=(),
+        elsewhere=(),
         dseg=out / "sub-01_seg-tissue_dseg.nii.gz",
         dseg_table=out / "sub-01_seg-tissue_dseg.tsv",
         raters=None,
@@ -124,6 +125,17 @@ def test_embedded_segmentation_says_that_it_was_it(files: Files, truth: dict[str
     assert known["t2lv_ml"].value == pytest.approx(mask.sum() * 0.064, rel=1e-6)
     sidecar = read_json(files.fractions[0][1].with_suffix("").with_suffix(".json"))
     assert sidecar["BrainMaskSource"] in {"image", "template"}
+
+
+def test_a_mask_of_another_time_is_kept_but_is_no_lesion_of_this_image(
+    files: Files, truth: dict[str, np.ndarray]
+) -> None:
+    files = with_mask(files, lesion_of(truth))
+    run(replace(files, elsewhere=(("T2lesion", "sub-01"),)), PARAMS)
+    found = fractions(files)
+    assert not found["L"].any()
+    assert found["NAWM"][lesion_of(truth)].mean() > 0.7
+    assert np.asarray(read_volume(files.consensus[0][2]).data).any()
 
 
 def external(files: Files, maps: dict[str, np.ndarray]) -> External:
