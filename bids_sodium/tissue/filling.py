@@ -206,7 +206,7 @@ def fill(
     expected = smooth - params.other_tissue * np.minimum(other, np.float32(darker * (1.0 - params.white_limit)))
     known = np.isfinite(value)
     change = _beside(
-        np.where(known & around, smooth - value, np.float32(np.nan)), share, prior, distance, voxel_mm, params
+        np.where(known & around, smooth - value, np.float32(np.nan)), share, prior, near, distance, voxel_mm, params
     )
     lack = np.where(target & known, expected - value, np.float32(0.0))
     fade = np.clip(prior / np.float32(params.white_limit), 0.0, 1.0)
@@ -219,7 +219,13 @@ def fill(
 
 
 def _beside(
-    lack: Array, share: Array, prior: Array, distance: Array, voxel_mm: NDArray[np.float64], params: FillingParams
+    lack: Array,
+    share: Array,
+    prior: Array,
+    near: Mask,
+    distance: Array,
+    voxel_mm: NDArray[np.float64],
+    params: FillingParams,
 ) -> Array:
     """Return what lesions take from the voxels beside their mask, whose border is drawn where it is half a lesion.
 
@@ -234,8 +240,7 @@ def _beside(
     nearby = around / np.maximum(weight, np.float32(1e-6))
     found = np.zeros_like(lack)
     known = np.isfinite(lack) & (share <= 0)
-    beside = known & (distance <= max(params.guard_mm, *voxel_mm))
-    healthy = known & ~beside
+    beside, healthy = known & near, known & ~near
     step = np.round(distance, 2)
     for low, high in pairwise(_PRIORS):
         alike = (prior >= low) & (prior < high)
